@@ -1,0 +1,25 @@
+# wegformer: make setup | reproduce | test | lab | clean
+PY := .venv/bin
+OUT ?= runs/table2
+
+.PHONY: setup reproduce test lab clean
+setup: .venv/.done
+
+.venv/.done: settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(PY)/python || python3 -m venv .venv
+	$(PY)/python -m pip install --quiet --upgrade pip
+	$(PY)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+reproduce: setup  ## Table 2 on the embedded data set, printed and written to $(OUT)
+	$(PY)/wegformer reproduce table2 --preset toy --out $(OUT)
+
+test: setup  ## what the notebooks assert, then the grids, reference vectors and faults
+	PATH="$(CURDIR)/$(PY):$$PATH" nbdev-test --n_workers 2 --do_print
+	$(PY)/python -m pytest
+
+lab: setup
+	$(PY)/jupyter lab nbs/index.ipynb
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis

@@ -1,0 +1,139 @@
+"""What heat maps cost, in forward passes: timm's forward, `dtd_maps`, and the plain procedure, in one run.
+
+    python benchmarks/dtd.py --model deit_small_patch16_224 --size 224 --batch 8 --classes 1 2 3 --threads 2
+
+Weights are random: time does not depend on them. Repetitions are interleaved, so that whatever else the machine does
+falls on all of them alike. A row is the median with the 20% and 80% quantiles, and `forwards` the median of the ratios
+to the forward pass of the whole batch in the same repetition. The plain procedure takes pairs one by one, so a few are
+timed, beside a forward pass, and scaled to all: `timed` says how many. Nothing is written unless --out is given.
+On a machine that others use too, `--clock cpu --threads 1` counts the processor's time instead of the wall's.
+"""
+import argparse
+import csv
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+from wegformer.relevance import dtd_maps, dtd_maps_plain
+
+FIELDS = ["what", "classes", "pairs", "timed", "median_s", "q20_s", "q80_s", "forwards", "forwards_q20", "forwards_q80"]
+
+
+def parse(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--model", default="deit_small_patch16_224", help="a timm VisionTransformer")
+    p.add_argument("--size", type=int, nargs="+", default=[224], help="image size: one number, or height and width")
+    p.add_argument("--batch", type=int, default=8, help="images in a batch")
+    p.add_argument("--classes", type=int, nargs="+", default=[1, 2, 3], help="classes per image, one row each")
+    p.add_argument("--num-classes", type=int, default=20, help="classes of the head")
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "autocast", "float64"], default="float32",
+                   help="autocast: float32 weights, bfloat16 blocks")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    p.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time (--device cpu)")
+    p.add_argument("--repeat", type=int, default=15, help="interleaved repetitions")
+    p.add_argument("--plain-pairs", type=int, default=1, help="pairs to time the plain procedure on; 0 leaves it out")
+    p.add_argument("--plain-repeat", type=int, default=3, help="repetitions of the plain procedure")
+    p.add_argument("--out", type=Path, help="a .json or .csv file for the results")
+    args = p.parse_args(argv)
+    if len(args.size) > 2: p.error("--size takes one or two numbers")
+    if min(args.batch, args.repeat, args.plain_repeat, *args.classes) < 1:
+        p.error("--batch, --classes, --repeat and --plain-repeat must be at least 1")
+    if args.clock == "cpu" and args.device != "cpu": p.error("--clock cpu needs --device cpu")
+    if args.out and args.out.suffix not in (".json", ".csv"): p.error("--out must end in .json or .csv")
+    return args
+
+def timed(f, device, clock):
+    "Seconds that f takes, its work on the device included."
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    if device.type == "cuda": torch.cuda.synchronize(device)
+    start = now()
+    f()
+    if device.type == "cuda": torch.cuda.synchronize(device)
+    return now() - start
+
+def interleaved(runs, repeat, device, clock):
+    "Seconds of each run, (repeat,) by name, after one unmeasured round; the order turns, so that none is always first."
+    names, times = list(runs), {name: [] for name in runs}
+    for f in runs.values(): f()
+    for r in range(repeat):
+        for name in names[r % len(names):] + names[:r % len(names)]:
+            times[name].append(timed(runs[name], device, clock))
+    return {name: np.array(t) for name, t in times.items()}
+
+def measure(args):
+    "One row for each method and number of classes."
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    device, (H, W) = torch.device(args.device), (args.size * 2)[:2]
+    model = timm.create_model(args.model, pretrained=False, num_classes=args.num_classes, img_size=(H, W))
+    dtype = torch.float32 if args.dtype == "autocast" else getattr(torch, args.dtype)
+    model, images = model.eval().to(device, dtype), torch.randn(args.batch, 3, H, W).to(device, dtype)
+    image, number = torch.arange(args.batch), torch.arange(args.num_classes)
+    pairs = {C: torch.cartesian_prod(image, torch.arange(C) % args.num_classes).to(device) for C in args.classes}
+    few = torch.cartesian_prod(image, number)[:args.plain_pairs].to(device)
+
+    def forward():
+        with torch.inference_mode(): model(images)
+    runs = {"forward": forward} | {C: lambda C=C: dtd_maps(model, images, pairs[C]) for C in args.classes}
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "autocast"):
+        times = interleaved(runs, args.repeat, device, args.clock)
+        if len(few):
+            plain = {"forward": forward, "plain": lambda: dtd_maps_plain(model, images, few)}
+            plain = interleaved(plain, args.plain_repeat, device, args.clock)
+
+    def row(what, C, timed, t, forward):
+        ratio = t / forward
+        numbers = [np.median(t), *np.quantile(t, [0.2, 0.8]), np.median(ratio), *np.quantile(ratio, [0.2, 0.8])]
+        return dict(zip(FIELDS, [what, C, args.batch * C, timed, *map(float, numbers)]))
+    rows = [row("forward", 0, 0, times["forward"], times["forward"])]
+    rows += [row("dtd_maps", C, args.batch * C, times[C], times["forward"]) for C in args.classes]
+    if len(few):
+        rows += [row("dtd_maps_plain", C, len(few), plain["plain"] * args.batch * C / len(few), plain["forward"])
+                 for C in args.classes]
+    return rows
+
+def processor():
+    "The CPU's name where Linux tells it."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+def main(argv=None):
+    args = parse(argv)
+    rows = measure(args)
+    where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor()
+    setting = dict(model=args.model, size="x".join(map(str, (args.size * 2)[:2])), batch=args.batch,
+                   num_classes=args.num_classes, dtype=args.dtype, clock=args.clock, repeat=args.repeat,
+                   plain_repeat=args.plain_repeat, device=where, threads=args.threads, torch=torch.__version__,
+                   timm=timm.__version__, python=platform.python_version())
+    print("\n".join(f"{k:<13}{v}" for k, v in setting.items()), "\n")
+    print(f"{'':<15}{'classes':>8}{'pairs':>6}{'timed':>6} |{'seconds':>9}{'20%':>9}{'80%':>9} |"
+          f"{'forwards':>9}{'20%':>8}{'80%':>8}")
+    for r in rows:
+        counts = "".join(f"{r[k] or '':>{n}}" for k, n in (("classes", 8), ("pairs", 6), ("timed", 6)))
+        seconds = "".join(f"{r[k]:>9.4f}" for k in ("median_s", "q20_s", "q80_s"))
+        ratios = f"{r['forwards']:>9.3f}{r['forwards_q20']:>8.3f}{r['forwards_q80']:>8.3f}"
+        print(f"{r['what']:<15}{counts} |{seconds} |{ratios}")
+    if any(r["timed"] < r["pairs"] for r in rows): print("\nRows with timed < pairs: measured on so many, scaled.")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if args.out.suffix == ".json": args.out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1))
+        else:
+            with args.out.open("w", newline="") as f:
+                writer = csv.DictWriter(f, [*FIELDS, *setting])
+                writer.writeheader()
+                writer.writerows(r | setting for r in rows)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(not main())

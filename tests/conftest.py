@@ -1,0 +1,30 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    "The folder of reference vectors and real photographs beside the checkout; tests that need it are skipped without it."
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the reference folder ../shared is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_root():
+    "The embedded data set at the size of the preset smoke: read only."
+    from wegformer.toyvoc import make_toy_voc
+
+    return make_toy_voc(train=24, val=8)
+
+
+@pytest.fixture
+def toy_copy(toy_root, tmp_path):
+    "A copy of it that a test may break."
+    return Path(shutil.copytree(toy_root, tmp_path / "voc"))

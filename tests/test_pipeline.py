@@ -1,0 +1,156 @@
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from wegformer.data import InputError
+from wegformer.pipeline import (Config, Stage, attention_stage, classifier_stage, difference, evaluation_stage, flatten, label_stage, open_split, override,
+                                preset, read_done, run, segmenter_stage)
+from wegformer.training import read_state
+
+SMOKE = override(preset("smoke"), {"classifier.steps": 12, "classifier.crop_size": 48, "classifier.resize": (48, 64), "classifier.eval_long_side": 48,
+                                   "attention.long_side": 48, "attention.flip": False, "segmenter.steps": 12, "segmenter.crop": 48})
+quiet = lambda line: None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "The chain, uninterrupted."
+    cache = tmp_path_factory.mktemp("cache")
+    return cache, run(evaluation_stage(SMOKE), cache, quiet)
+
+
+def test_done_tells_how_it_was_made(whole):
+    _, folder = whole
+    record = read_done(folder)
+    assert record["config"]["scales"] == list(SMOKE.segmenter.test_scales) and record["versions"]["torch"] and record["device"]
+    assert record["seconds"] > 0 and record["peak_gib"] > 0 and 0 <= record["metrics"]["miou"] <= 100
+    assert not list(folder.parent.rglob("checkpoint.pt")) and not list(folder.parent.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("change, shared", [
+    ({"labels.rule.fg_thr": 0.5}, ["classifier", "attention"]), ({"attention.scales": (0.5, 1.0)}, ["classifier"]), ({"seed": 1}, []),
+    ({"segmenter.steps": 6}, ["classifier", "attention", "labels"]), ({"segmenter.test_flip": True}, ["classifier", "attention", "labels", "segmenter"]),
+    ({"classifier.lr": 1e-3}, []), ({"data.limit_val": 4}, ["attention-config"]),
+])
+def test_a_change_remakes_what_depends_on_it_and_no_more(change, shared):
+    makers = dict(classifier=classifier_stage, attention=attention_stage, labels=label_stage, segmenter=segmenter_stage, evaluation=evaluation_stage)
+    changed = override(SMOKE, change)
+    same = [name for name, make in makers.items() if make(changed).key == make(SMOKE).key]
+    assert same == [name for name in shared if name in makers]
+
+
+def test_replaced_saliency_maps_are_noticed(toy_copy):
+    config = override(SMOKE, {"data.voc_root": str(toy_copy), "labels.saliency": "good"})
+    before = label_stage(config).key
+    path = next((toy_copy / "saliency" / "good").iterdir())
+    path.write_bytes(path.read_bytes() + b"\0")
+    if path.stem in open_split(config.data, "train").ids:
+        assert label_stage(config).key != before
+    for name in open_split(config.data, "train").ids:
+        path = toy_copy / "saliency" / "good" / f"{name}.png"
+        path.write_bytes(path.read_bytes() + b"\0")
+    assert label_stage(config).key != before and attention_stage(config).key == attention_stage(override(config, {"labels.saliency": None})).key
+
+
+def test_the_folder_may_move(toy_copy, toy_root):
+    assert classifier_stage(override(SMOKE, {"data.voc_root": str(toy_copy)})).key == classifier_stage(override(SMOKE, {"data.voc_root": str(toy_root)})).key
+
+
+def _run_in_process(cache):
+    code = ("import json, sys\nfrom wegformer.pipeline import *\n"
+            "config = override(preset('smoke'), json.loads(sys.argv[1]))\nrun(evaluation_stage(config), sys.argv[2])")
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in difference(SMOKE, preset("smoke")).items()}
+    return subprocess.Popen([sys.executable, "-c", code, json.dumps(values), str(cache)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, "TQDM_DISABLE": "1"}, text=True)
+
+
+def _checkpoint_or_files(cache, stage):
+    return lambda: any(cache.glob(f"{stage}-*/checkpoint.pt")) if stage in ("classifier", "segmenter") else any(cache.glob(f"{stage}-*/*.[np]*"))
+
+
+@pytest.mark.parametrize("stage", ["classifier", "attention", "labels", "segmenter"])
+def test_killed_in_a_stage_it_goes_on_and_ends_the_same(whole, tmp_path, stage):
+    there = _checkpoint_or_files(tmp_path, stage)
+    process = _run_in_process(tmp_path)
+    deadline = time.time() + 240
+    while not there() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert there() and not list(tmp_path.glob("evaluation-*/done.json"))
+    folder = run(evaluation_stage(SMOKE), tmp_path, quiet)
+    cache, expected = whole
+    assert read_done(folder)["metrics"] == read_done(expected)["metrics"]
+    for name in ("classifier", "segmenter"):
+        ours, theirs = (read_state(next(c.glob(f"{name}-*/model.safetensors"))) for c in (tmp_path, cache))
+        assert all((ours[k] == theirs[k]).all() for k in theirs)
+
+
+def test_two_processes_share_a_cache(whole, tmp_path):
+    both = [_run_in_process(tmp_path) for _ in range(2)]
+    outputs = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], outputs
+    lines = sum((o.splitlines() for o in outputs), [])
+    for name in ("classifier", "attention", "labels", "segmenter", "evaluation"):
+        assert len([line for line in lines if re.match(rf"{name} +[0-9a-f]{{12}} ", line)]) == 1  # made once, by one of them
+    assert read_done(next(tmp_path.glob("evaluation-*")))["metrics"] == read_done(whole[1])["metrics"]
+
+
+def test_a_second_round_learns_from_predictions_with_the_images_own_classes(whole):
+    cache, _ = whole
+    two = override(SMOKE, {"rounds": 2})
+    folder = run(evaluation_stage(two), cache, quiet)
+    relabel = next(cache.glob("relabel-*"))
+    train = open_split(two.data, "train")
+    from wegformer.data import read_mask
+    for i in range(len(train)):
+        assert set(read_mask(relabel / f"{train.ids[i]}.png").unique().tolist()) <= {0, *train.class_ids(i).tolist()}
+    assert folder != whole[1]
+
+
+@pytest.mark.parametrize("source, saliency", [("saliency", "good"), ("masks", None)])
+def test_other_sources_of_labels_need_no_classifier(tmp_path, source, saliency):
+    config = override(SMOKE, {"labels.source": source, "labels.saliency": saliency})
+    folder = run(label_stage(config), tmp_path, quiet)
+    assert not list(tmp_path.glob("classifier-*"))
+    quality = read_done(folder)["metrics"]["pseudo_label_miou"]
+    assert quality == 100 if source == "masks" else 10 < quality < 100
+
+
+def test_labels_are_not_measured_without_masks(toy_copy, whole, tmp_path):
+    import shutil
+    config = override(SMOKE, {"data.voc_root": str(toy_copy), "labels.source": "saliency", "labels.saliency": "good"})
+    for name in open_split(config.data, "train").ids:
+        (toy_copy / "SegmentationClass" / f"{name}.png").unlink()
+    assert read_done(run(label_stage(config), tmp_path, quiet))["metrics"] == {"pseudo_label_miou": None}
+
+
+def test_every_setting_can_be_overridden():
+    flat = flatten(Config())
+    assert {"data.voc_root", "classifier.lr", "attention.start_block", "labels.rule.erase_rate", "segmenter.steps", "seed", "rounds"} <= set(flat)
+    assert override(Config(), flat) == Config()
+    for name in ("voc", "toy", "smoke"):
+        assert dataclasses.is_dataclass(preset(name)) and difference(preset(name), preset(name)) == {}
+    with pytest.raises(InputError, match="Preset 'big'"):
+        preset("big")
+
+
+@pytest.mark.parametrize("values, words", [({"segmenter.stepz": 3}, "segmenter.steps"), ({"classifier.steps": 1.5}, "classifier.steps is 1.5"),
+                                           ({"attention.flip": 1}, "attention.flip is 1"), ({"labels.rule.t_fg": -1.0}, "t_fg"),
+                                           ({"labels.saliency": "good", "labels.rule": 3}, "labels.rule")])
+def test_wrong_overrides(values, words):
+    with pytest.raises(InputError, match=words):
+        override(preset("toy"), values)
+
+
+def test_stages_are_named_by_all_that_went_in():
+    a = Stage("a", {"x": 1}, quiet)
+    assert a.key == Stage("a", {"x": 1}, print).key != Stage("a", {"x": 2}, quiet).key != Stage("b", {"x": 1}, quiet).key
+    assert Stage("b", {}, quiet, {"a": a}).key != Stage("b", {}, quiet, {"a": Stage("a", {"x": 2}, quiet)}).key
