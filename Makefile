@@ -15,7 +15,7 @@ reproduce: setup  ## Table 2 on the embedded data set, printed and written to $(
 	$(PY)/wegformer reproduce table2 --preset toy --out $(OUT)
 
 test: setup  ## what the notebooks assert, then the grids, reference vectors and faults
-	PATH="$(CURDIR)/$(PY):$$PATH" nbdev-test --n_workers 2 --do_print
+	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	$(PY)/python -m pytest
 
 lab: setup
