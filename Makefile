@@ -5,7 +5,7 @@ OUT ?= runs/table2
 .PHONY: setup reproduce test lab clean
 setup: .venv/.done
 
-.venv/.done: settings.ini setup.py pyproject.toml constraints.txt
+.venv/.done: settings.ini setup.py constraints.txt
 	test -x $(PY)/python || python3 -m venv .venv
 	$(PY)/python -m pip install --quiet --upgrade pip
 	$(PY)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

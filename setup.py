@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read("settings.ini", encoding="utf-8")
@@ -23,8 +23,8 @@ setup(
     keywords=cfg["keywords"].split(),
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["wegformer", "wegformer.*"]),
-    package_data={"wegformer": ["weights/*.safetensors"]},
+    packages=find_namespace_packages(include=["wegformer", "wegformer.*"]),
+    package_data={"wegformer.weights": ["*.safetensors"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=lines("requirements"),
     extras_require={"lab": lines("lab_requirements"), "dev": lines("dev_requirements") + lines("lab_requirements")},
