@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from .data import InputError, VOCDataset, atomic_write
+from .distil import Distillation
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
 
 # %% ../nbs/04_classifier.ipynb #ba6e0f55
@@ -180,17 +181,23 @@ def train_classifier(
     seed: int = 0,
     device: torch.device | None = None,
     workers: int = 0,  # loader processes
+    teacher: nn.Module | None = None,  # a CNN whose features the model learns as well (`distil`); it takes the same pixels
 ) -> list[dict]:  # rows of step, loss, mAP
     "Train on image-level labels; goes on from a checkpoint in `out`."
     criterion = nn.MultiLabelSoftMarginLoss()
+    learner = model if teacher is None else Distillation(model, teacher)
 
-    def evaluate(net: nn.Module) -> dict:
+    def loss(net: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        images, labels = batch
+        logits, distance = net(images) if teacher is not None else (net(images), 0.0)
+        return criterion(logits.float(), labels) + distance
+
+    def evaluate(_) -> dict:
         truth = torch.stack([val.labels(i) for i in range(len(val))])
-        return dict(mAP=mean_average_precision(predict_logits(net, val, config.eval_long_side), truth))
+        return dict(mAP=mean_average_precision(predict_logits(model, val, config.eval_long_side), truth))
 
     history = fit(
-        model, lambda net, batch: criterion(net(batch[0]).float(), batch[1]),
-        torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay),
+        learner, loss, torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay),
         ClassificationSet(train, train_transform(config, model)),
         steps=config.steps, batch_size=config.batch_size, out=out, seed=seed, schedule=SCHEDULES[config.schedule](config.steps),
         precision=resolve_precision(config.precision), device=device or default_device(), workers=workers, desc="classifier",

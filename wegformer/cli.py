@@ -75,7 +75,7 @@ class Toy:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    "Make the initial weights that the package ships for its toy models (about an hour on two cores)."
+    "Make the initial weights that the package ships for its toy models (about half an hour on two cores)."
     config: Annotated[InitialConfig, tyro.conf.arg(name="")] = InitialConfig()
     out: Path = Path("wegformer/weights")  # folder for the two files
     work: Path = Path("runs/initial")  # folder for checkpoints

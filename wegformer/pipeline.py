@@ -73,10 +73,10 @@ def preset(
         return Config()
     toy = Config(
         data=DataConfig(train_split="train"),
-        classifier=ClassifierConfig(model="vit_toy_patch8_96", steps=1000, batch_size=16, lr=7e-4, weight_decay=0.05, schedule="cosine", crop_size=64,
-                                    resize=(64, 96), jitter=(0.1, 0.1, 0.1, 0.0), eval_long_side=128, eval_every=500),
+        classifier=ClassifierConfig(model="vit_toy_patch8_96", steps=1200, batch_size=16, lr=3e-4, weight_decay=0.05, schedule="cosine", crop_size=64,
+                                    resize=(64, 104), jitter=(0.1, 0.1, 0.1, 0.0), eval_long_side=128, eval_every=600),
         attention=AttentionConfig(long_side=128),
-        segmenter=SegmenterConfig(backbone="resnet_toy", decoder_channels=96, atrous_rates=(1, 2, 4), dropout=0.1, crop=96, batch_size=16, steps=850,
+        segmenter=SegmenterConfig(backbone="resnet_toy", decoder_channels=96, atrous_rates=(1, 2, 4), dropout=0.1, crop=96, batch_size=16, steps=650,
                                   scale_range=(0.75, 1.5), optimizer="adamw", lr=6e-3, backbone_lr=0.3, weight_decay=0.01, test_scales=(1.0,), crf=False))
     if name == "toy":
         return toy

@@ -1,0 +1,105 @@
+"Distillation: grids of every relation, the teacher untouched, resume, bad stages."
+import pytest
+import timm
+import torch
+from torch import nn
+
+from wegformer.classifier import ClassifierConfig, train_classifier
+from wegformer.data import InputError, VOCDataset
+from wegformer.distil import Distillation
+
+
+def student(patch=8, **kwargs):
+    args = dict(img_size=32, patch_size=patch, embed_dim=24, depth=2, num_heads=2, num_classes=5, dynamic_img_size=True)
+    return timm.create_model("vit_tiny_patch16_224", **args | kwargs)
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return timm.create_model("resnet10t", num_classes=3)
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+@pytest.mark.parametrize("stages", [(1,), (2, 3), (2, 4)])
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (32, 96)])
+def test_every_pair_of_grids_meets(teacher, patch, stages, size):
+    both = Distillation(student(patch), teacher, stages).train()
+    logits, loss = both(torch.randn(3, 3, *size))
+    assert logits.shape == (3, 5) and loss.ndim == 0 and loss > 0.2
+    loss.backward()
+    assert both.student.patch_embed.proj.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_logits_are_the_students_own(teacher):
+    model, images = student().eval(), torch.randn(2, 3, 32, 32)
+    both = Distillation(model, teacher).eval()
+    assert torch.equal(both(images)[0], model(images))
+
+
+def test_the_loss_compares_place_by_place(teacher):
+    "Each patch's guess is set to the standardised target of its own place: the loss vanishes, and returns when two columns are swapped."
+    both = Distillation(student(patch=8), teacher, stages=(2,)).train()
+    images = torch.randn(4, 3, 32, 64)  # (4, 8) patches; ResNet stage 2 has stride 8: (4, 8) places
+    with torch.no_grad():
+        target = nn.BatchNorm2d(both.predict[0].out_features, affine=False)(teacher.eval().forward_intermediates(images, indices=[2], intermediates_only=True)[0])
+    target = target.flatten(2).transpose(1, 2)
+
+    class Fixed(nn.Module):
+        def forward(self, patches):
+            return target
+
+    both.predict[0] = Fixed()
+    assert both(images)[1] < 1e-10
+    target = target[:, torch.arange(32).roll(1)]
+    assert both(images)[1] > 0.1
+
+
+def test_the_teacher_is_left_as_it_is(teacher):
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    both = Distillation(student(), teacher)
+    optimizer = torch.optim.SGD([p for p in both.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        both.train()
+        both(torch.randn(4, 3, 32, 32))[1].backward()
+        optimizer.step()
+    assert not teacher.training and all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("stages", [(), (7,), (-1,)])
+def test_stages_that_the_teacher_has_not(teacher, stages):
+    with pytest.raises(InputError, match="stages is .* expected one or more of 0 to 4"):
+        Distillation(student(), teacher, stages)
+
+
+def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path, monkeypatch):
+    voc = VOCDataset(toy_root, "train")
+    recipe = ClassifierConfig(steps=6, batch_size=4, crop_size=32, resize=(32, 48), eval_long_side=48, precision="no", lr=1e-3)
+
+    def train(out):
+        torch.manual_seed(1)
+        model = student(num_classes=voc.num_classes)
+        history = train_classifier(model, recipe, voc, out, seed=3, device="cpu", teacher=teacher)
+        return model.state_dict(), history
+
+    whole, history = train(tmp_path / "a")
+    batches = iter(range(100))
+
+    class Killed(Exception):
+        pass
+
+    original = Distillation.forward
+
+    def forward(self, images):
+        if next(batches) == 4:
+            raise Killed
+        return original(self, images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Distillation, "forward", forward)
+        with pytest.raises(Killed):
+            train(tmp_path / "b")
+    again, history_again = train(tmp_path / "b")
+    assert history_again == history and all(torch.equal(whole[k], again[k]) for k in whole)
+    assert set(whole) == set(student(num_classes=voc.num_classes).state_dict())  # the student alone is kept
