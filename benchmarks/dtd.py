@@ -5,7 +5,8 @@
 Weights are random: time does not depend on them. Repetitions are interleaved, so that whatever else the machine does
 falls on all of them alike. A row is the median with the 20% and 80% quantiles, and `forwards` the median of the ratios
 to the forward pass of the whole batch in the same repetition. The plain procedure takes pairs one by one, so a few are
-timed, beside a forward pass, and scaled to all: `timed` says how many. Nothing is written unless --out is given.
+timed, beside a forward pass, and scaled to all: `timed` says how many. `bound` is the arithmetic alone, in forward
+passes: the multiplications that the method needs over those of the forward pass. Nothing is written unless --out is given.
 On a machine that others use too, `--clock cpu --threads 1` counts the processor's time instead of the wall's.
 """
 import argparse
@@ -22,7 +23,7 @@ import torch
 
 from wegformer.relevance import dtd_maps, dtd_maps_plain
 
-FIELDS = ["what", "classes", "pairs", "timed", "median_s", "q20_s", "q80_s", "forwards", "forwards_q20", "forwards_q80"]
+FIELDS = ["what", "classes", "pairs", "timed", "median_s", "q20_s", "q80_s", "forwards", "forwards_q20", "forwards_q80", "bound"]
 
 
 def parse(argv=None):
@@ -32,6 +33,7 @@ def parse(argv=None):
     p.add_argument("--size", type=int, nargs="+", default=[224], help="image size: one number, or height and width")
     p.add_argument("--batch", type=int, default=8, help="images in a batch")
     p.add_argument("--classes", type=int, nargs="+", default=[1, 2, 3], help="classes per image, one row each")
+    p.add_argument("--start-block", type=int, help="first block that takes part, from 0; default: the last block alone")
     p.add_argument("--num-classes", type=int, default=20, help="classes of the head")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "autocast", "float64"], default="float32",
                    help="autocast: float32 weights, bfloat16 blocks")
@@ -68,6 +70,20 @@ def interleaved(runs, repeat, device, clock):
             times[name].append(timed(runs[name], device, clock))
     return {name: np.array(t) for name, t in times.items()}
 
+def bound(model, H, W, C, start):
+    "The products that maps of C classes an image need, in those of the forward pass."
+    block, depth = model.blocks[0], len(model.blocks)
+    N, D = (H // model.patch_embed.patch_size[0]) * (W // model.patch_embed.patch_size[1]) + model.num_prefix_tokens, model.embed_dim
+    qkv, others = N * block.attn.qkv.weight.numel(), N * sum(l.weight.numel() for l in (block.attn.proj, block.mlp.fc1, block.mlp.fc2))
+    product = N * N * block.attn.head_dim * block.attn.num_heads  # one of attention's two
+    forward = depth * (qkv + others + 2 * product) + N * model.patch_embed.proj.weight.numel()
+    if start in (None, depth - 1):  # keys and values in the last block, then one token
+        return (forward - qkv // 3 - others - 2 * product + C * 6 * (others // N)) / forward
+    walked = depth - start  # the last block's MLP and projection have one token, the start block stops at its attention
+    once = forward + walked * (qkv + others + product) - others - qkv
+    each = 3 * ((walked - 1) * qkv + (walked - 1) * others) + (8 * (walked - 2) + 2) * product
+    return (once + C * each) / forward
+
 def measure(args):
     "One row for each method and number of classes."
     torch.manual_seed(0)
@@ -82,19 +98,19 @@ def measure(args):
 
     def forward():
         with torch.inference_mode(): model(images)
-    runs = {"forward": forward} | {C: lambda C=C: dtd_maps(model, images, pairs[C]) for C in args.classes}
+    runs = {"forward": forward} | {C: lambda C=C: dtd_maps(model, images, pairs[C], args.start_block) for C in args.classes}
     with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "autocast"):
         times = interleaved(runs, args.repeat, device, args.clock)
         if len(few):
-            plain = {"forward": forward, "plain": lambda: dtd_maps_plain(model, images, few)}
+            plain = {"forward": forward, "plain": lambda: dtd_maps_plain(model, images, few, args.start_block)}
             plain = interleaved(plain, args.plain_repeat, device, args.clock)
 
-    def row(what, C, timed, t, forward):
+    def row(what, C, timed, t, forward, least=None):
         ratio = t / forward
         numbers = [np.median(t), *np.quantile(t, [0.2, 0.8]), np.median(ratio), *np.quantile(ratio, [0.2, 0.8])]
-        return dict(zip(FIELDS, [what, C, args.batch * C, timed, *map(float, numbers)]))
+        return dict(zip(FIELDS, [what, C, args.batch * C, timed, *map(float, numbers), least]))
     rows = [row("forward", 0, 0, times["forward"], times["forward"])]
-    rows += [row("dtd_maps", C, args.batch * C, times[C], times["forward"]) for C in args.classes]
+    rows += [row("dtd_maps", C, args.batch * C, times[C], times["forward"], bound(model, H, W, C, args.start_block)) for C in args.classes]
     if len(few):
         rows += [row("dtd_maps_plain", C, len(few), plain["plain"] * args.batch * C / len(few), plain["forward"])
                  for C in args.classes]
@@ -112,16 +128,16 @@ def main(argv=None):
     rows = measure(args)
     where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor()
     setting = dict(model=args.model, size="x".join(map(str, (args.size * 2)[:2])), batch=args.batch,
-                   num_classes=args.num_classes, dtype=args.dtype, clock=args.clock, repeat=args.repeat,
+                   num_classes=args.num_classes, start_block=args.start_block, dtype=args.dtype, clock=args.clock, repeat=args.repeat,
                    plain_repeat=args.plain_repeat, device=where, threads=args.threads, torch=torch.__version__,
                    timm=timm.__version__, python=platform.python_version())
     print("\n".join(f"{k:<13}{v}" for k, v in setting.items()), "\n")
     print(f"{'':<15}{'classes':>8}{'pairs':>6}{'timed':>6} |{'seconds':>9}{'20%':>9}{'80%':>9} |"
-          f"{'forwards':>9}{'20%':>8}{'80%':>8}")
+          f"{'forwards':>9}{'20%':>8}{'80%':>8}{'bound':>8}")
     for r in rows:
         counts = "".join(f"{r[k] or '':>{n}}" for k, n in (("classes", 8), ("pairs", 6), ("timed", 6)))
         seconds = "".join(f"{r[k]:>9.4f}" for k in ("median_s", "q20_s", "q80_s"))
-        ratios = f"{r['forwards']:>9.3f}{r['forwards_q20']:>8.3f}{r['forwards_q80']:>8.3f}"
+        ratios = f"{r['forwards']:>9.3f}{r['forwards_q20']:>8.3f}{r['forwards_q80']:>8.3f}" + (f"{r['bound']:>8.3f}" if r["bound"] else "")
         print(f"{r['what']:<15}{counts} |{seconds} |{ratios}")
     if any(r["timed"] < r["pairs"] for r in rows): print("\nRows with timed < pairs: measured on so many, scaled.")
     if args.out:

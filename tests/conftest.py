@@ -3,8 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("TQDM_DISABLE", "1")
+if not torch.cuda.is_available():  # kernels are interpreted; Triton must know before it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -5,19 +5,21 @@ import pytest
 import timm
 import torch
 from hypothesis import given, settings, strategies as st
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
 
 from wegformer.data import InputError
-from wegformer.heatmaps import METHODS, attention_map, cam_maps, rollout_maps
+from wegformer.heatmaps import METHODS, attention_map, cam_maps, cnn_cam_maps, grad_cam_maps, raw_attention_maps, rollout_maps
 from wegformer.relevance import run_blocks
 
 KINDS = {"plain": {}, "one block": {"depth": 1}, "qk-norm": {"qk_norm": True}, "LayerScale": {"init_values": 0.1},
          "no bias": {"qkv_bias": False}, "fc_norm": {"fc_norm": True}, "16x8": {"patch_size": (16, 8)}}
 
 
-def random_vit(img_size=32, std=0.2, dtype=torch.float64, **options):
+def random_vit(img_size=32, std=0.2, dtype=torch.float64, name="vit_tiny_patch16_224", **options):
     torch.manual_seed(0)
     options = dict(patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=4) | options
-    model = timm.create_model("vit_tiny_patch16_224", img_size=img_size, **options)
+    model = timm.create_model(name, img_size=img_size, **options)
     for p in model.parameters(): torch.nn.init.normal_(p, std=std)
     return model.to(dtype).eval()
 
@@ -80,10 +82,60 @@ def test_cam_of_mean_pooling_is_the_logit():
     assert torch.allclose(maps + model.head.bias, logits)
 
 
+def library_map(model, layer, images, pair, reshape=None):
+    "The Grad-CAM of a maintained library for one (image, class), scaled to 0..1 at the picture's size."
+    with GradCAM(model, [layer], reshape_transform=reshape) as cam:
+        return torch.from_numpy(cam(images[pair[0]:pair[0] + 1], [lambda logits: 1e6 * logits[pair[1]]]))[0]
+
+def scaled(maps, size):
+    "Our map as that library scales it."
+    maps = 1e6 * maps.clamp(min=0).numpy()[None]  # large, since 1e-7 is added to its maximum
+    return torch.from_numpy(scale_cam_image(scale_cam_image(maps, size[::-1])))[0]  # once each layer, once their mean
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "16x8"])
+def test_grad_cam_is_the_librarys(kind):
+    model, images, pairs = random_vit(dtype=torch.float32, **KINDS[kind]), randn(2, 3, 32, 32, dtype=torch.float32), all_pairs(2, 4)
+    for A, pair in zip(grad_cam_maps(model, images, pairs), pairs):
+        theirs = library_map(model, model.blocks[-1].norm1, images, pair, lambda x: x[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2))
+        assert torch.allclose(scaled(A, (32, 32)), theirs, atol=1e-4)
+
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0", "mobilenetv3_small_050"])
+def test_cnn_cam_is_the_librarys_grad_cam(name):
+    "With nothing but an average before the head, Grad-CAM of the last features is CAM's positive part."
+    torch.manual_seed(0)
+    model, images, pairs = timm.create_model(name, num_classes=4).eval(), randn(2, 3, 64, 96, dtype=torch.float32), all_pairs(2, 4)
+    if name.startswith("mobilenetv3"):  # a hidden layer lies between
+        with pytest.raises(InputError, match="no class activation maps"): cnn_cam_maps(model, images, pairs)
+        return
+    layer = model.layer4[-1] if name.startswith("resnet") else model.bn2
+    maps = cam_maps(model, images, pairs)
+    assert maps.shape == (8, 2, 3)
+    for A, pair in zip(maps, pairs): assert torch.allclose(scaled(A, (64, 96)), library_map(model, layer, images, pair), atol=1e-4)
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_raw_attention(kind):
+    model, images = random_vit(**KINDS[kind]), randn(2, 3, 32, 32)
+    maps = raw_attention_maps(model, images, all_pairs(2, 2)).flatten(1)
+    for i in range(2):
+        expected = caught_attention(model, images[i])[-1].mean(0)[0, 1:]
+        assert torch.allclose(maps[2 * i], expected) and torch.allclose(maps[2 * i + 1], expected)
+
+@pytest.mark.parametrize("kind", [dict(name="deit_tiny_distilled_patch16_224"), dict(reg_tokens=4)])
+def test_other_prefix_tokens(kind):
+    "A distillation token or registers: maps have the size of the patch grid, and what two heads read is their mean."
+    model, images, pairs = random_vit(**kind), randn(2, 3, 32, 32), all_pairs(2, 4)
+    for method in METHODS.values(): assert method(model, images, pairs).shape == (8, 4, 4)
+    if "name" in kind:
+        M = torch.stack([caught_attention(model, image)[-1] for image in images])  # (B, h, N, N)
+        assert torch.allclose(raw_attention_maps(model, images, pairs)[::4].flatten(1), M[:, :, :2, 2:].mean((1, 2)))
+        with torch.no_grad(): scores = sum(h(model.forward_features(images)[:, 2:]) - h.bias for h in (model.head, model.head_dist)) / 2
+        assert torch.allclose(cam_maps(model, images, pairs).flatten(1), scores.mT.flatten(0, 1))
+
+
 # ---- what all methods share
 
 def test_methods():
-    assert list(METHODS)[0] == "dtd" and {"cam", "rollout"} <= set(METHODS)
+    assert list(METHODS)[0] == "dtd" and {"cam", "grad_cam", "rollout", "attention"} <= set(METHODS)
     for method in METHODS.values():
         assert list(inspect.signature(method).parameters)[:3] == ["model", "images", "pairs"]
 
@@ -150,7 +202,7 @@ def test_gpu(method):
 def test_bad_input(method, images, pairs, reason):
     with pytest.raises(InputError, match=reason): METHODS[method](random_vit(), images, torch.tensor(pairs))
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "cam"])  # CAM takes a CNN
 def test_other_models(method):
     with pytest.raises(InputError, match="ResNet is not supported"):
         METHODS[method](timm.create_model("resnet18").eval(), randn(1, 3, 32, 32), torch.tensor([[0, 0]]))
