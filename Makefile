@@ -1,8 +1,8 @@
-# wegformer: make setup | reproduce | test | lab | clean
+# wegformer: make setup | reproduce | test | lab | kernels | bench | clean
 PY := .venv/bin
 OUT ?= runs/table2
 
-.PHONY: setup reproduce test lab clean
+.PHONY: setup reproduce test lab kernels bench clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py constraints.txt
@@ -20,6 +20,12 @@ test: setup  ## what the notebooks assert, then the grids, reference vectors and
 
 lab: setup
 	$(PY)/jupyter lab nbs/index.ipynb
+
+kernels: setup  ## compile every Triton kernel for every GPU target, without a GPU
+	$(PY)/python kernels/compile.py
+
+bench: setup  ## time the kernels against their floor and their references, on a GPU
+	$(PY)/python kernels/bench.py
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis

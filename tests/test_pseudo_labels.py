@@ -1,6 +1,9 @@
 "Label rules against a pixel-by-pixel reading of the reference, against NSROM's own labels, switch by switch, and over bad input."
 import json
+import os
 import runpy
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 from wegformer.data import InputError
 from wegformer.pseudo_labels import (LabelRule, LabelStats, class_scores, conflict_mask, epom, epom_threshold, initial_label,
-                                     label_with_stats, pseudo_label, summarize_stats, table2_rules, winner)
+                                     label_with_stats, pseudo_label, pseudo_labels, summarize_stats, table2_rules, winner)
 from wegformer.soft_erase import soft_erase
 
 PRESETS = ("paper", "nsrom", "drs", "mec")
@@ -488,3 +491,59 @@ def test_more_claims_wanted_than_channels_can_make():
     for n, expected in ((255, True), (256, False), (10 ** 6, False)):  # 254 classes and the background
         mask = conflict_mask(torch.ones(255, 2, 3), LabelRule(conflict_min=n))
         assert mask.dtype == torch.bool and (mask == expected).all()
+
+
+# ---- a batch
+
+def ragged(dtype=torch.float32):
+    "Three images of different sizes with 3, 0 and 1 classes; the last one without a saliency map."
+    images = [scene(1, (12, 15), (8, 12, 3)), (torch.empty(0, 4, 5), torch.empty(0, dtype=torch.int64), torch.zeros(4, 5, dtype=torch.uint8)), scene(2, (7, 9), (200,))]
+    return [a.to(dtype) for a, _, _ in images], [ids.tolist() for _, ids, _ in images], [images[0][2], images[1][2], None]
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_batch_equals_its_images(preset):
+    maps, classes, saliency = ragged()
+    rule = LabelRule.preset(preset)
+    for s in (saliency, None, tuple(saliency)):
+        labels = pseudo_labels(maps, classes, s, rule)
+        assert len(labels) == 3
+        for a, ids, one, label in zip(maps, classes, s or [None] * 3, labels): assert torch.equal(label, pseudo_label(a, ids, one, rule))
+    assert pseudo_labels([], [], [], rule) == pseudo_labels([], [], None, rule) == []
+    mixed = pseudo_labels([maps[0], maps[2].double()], [classes[0], classes[2]], None, rule)
+    assert torch.equal(mixed[1], pseudo_label(maps[2].double(), classes[2], None, rule))
+
+def test_a_batch_names_the_image_that_is_wrong():
+    maps, classes, saliency = ragged()
+    for bad, message in ((dict(maps=[*maps[:2], maps[2] * 3]), r"^maps\[2\] has values.*expected 0 to 1\.$"), (dict(classes=[classes[0], [3], classes[2]]), r"^classes\[1\] .*expected.*\.$"),
+                         (dict(saliency=[saliency[1], None, None]), r"^saliency\[0\] .*expected.*\.$"), (dict(maps=maps[:2]), "^maps, classes and saliency have 2, 3 and 3 entries"),
+                         (dict(classes=3), "are list, int, list; expected sequences"), (dict(maps=None, saliency=None), "NoneType"), (dict(rule="paper"), "^rule is")):
+        with pytest.raises(InputError, match=message): pseudo_labels(**{**dict(maps=maps, classes=classes, saliency=saliency, rule=LabelRule()), **bad})
+
+KERNELS = """
+import torch
+from test_pseudo_labels import ragged, PRESETS
+import wegformer.kernels.erase_label as kernels
+from wegformer.data import InputError
+from wegformer.pseudo_labels import LabelRule, label_with_stats, pseudo_label, pseudo_labels
+calls, launch = [], kernels.erase_label
+def counted(*args): calls.append(args); return launch(*args)
+kernels.erase_label = counted
+for preset, dtype in (("paper", torch.float32), ("drs", torch.float64)):
+    maps, classes, saliency = ragged(dtype)
+    expected = [label_with_stats(*args, LabelRule.preset(preset))[0] for args in zip(maps, classes, saliency)]
+    assert all(map(torch.equal, pseudo_labels(maps, classes, saliency, LabelRule.preset(preset)), expected))
+    assert torch.equal(pseudo_label(maps[0], classes[0], saliency[0], LabelRule.preset(preset)), expected[0])
+assert len(calls) == 4
+for run in (lambda: pseudo_label(maps[0] * 2, classes[0], None), lambda: pseudo_labels(maps, [[1, 2, 3], [], [0]], None)):
+    try: run()
+    except InputError as error: print(error)
+    else: raise AssertionError("no error")
+"""
+
+def test_a_batch_by_the_kernel():
+    "In a process of its own: whether kernels are interpreted is settled when Triton is imported."
+    pytest.importorskip("triton")
+    environment = {**os.environ, "WEGFORMER_KERNELS": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("attention has values from 0 to 2") and "classes[2] is [0]" in done.stdout

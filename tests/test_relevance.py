@@ -328,13 +328,13 @@ def test_grad_modes(maps, mode, made_in_inference_mode):
     if not made_in_inference_mode: images.requires_grad_()
     with mode():
         got = maps(model, images, pairs)
-    assert torch.equal(got, expected) and not got.requires_grad and not got.is_inference()
+    assert distance(got, expected) < 1e-9 and not got.requires_grad and not got.is_inference()  # torch 2.11 rounds differently by mode
     assert images.grad is None and all(p.grad is None for p in model.parameters())
 
 def test_frozen_model():
     model, images, pairs = random_vit(), randn(2, 3, 32, 32), all_pairs(2, 4)
     expected = dtd_maps(model, images, pairs)
-    assert torch.equal(dtd_maps(model.requires_grad_(False), images, pairs), expected)
+    assert distance(dtd_maps(model.requires_grad_(False), images, pairs), expected) < 1e-9
     assert not any(p.requires_grad for p in model.parameters())
 
 @pytest.mark.parametrize("maps", [dtd_maps, dtd_maps_plain])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LabelRule', 'table2_rules', 'class_scores', 'conflict_mask', 'winner', 'uncertain_mask', 'initial_label',
-           'epom_threshold', 'epom', 'LabelStats', 'label_with_stats', 'pseudo_label', 'summarize_stats']
+           'epom_threshold', 'epom', 'LabelStats', 'label_with_stats', 'pseudo_label', 'pseudo_labels',
+           'summarize_stats']
 
 # %% ../nbs/09_pseudo_labels.ipynb #18d20967
 import math
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import IGNORE, InputError
+from .kernels.launch import use_kernels
 from .soft_erase import soft_erase
 
 # %% ../nbs/09_pseudo_labels.ipynb #a4e61d31
@@ -111,7 +113,7 @@ def class_scores(
     scores = attention.new_empty(1 + C, H, W, dtype=torch.float32)
     if saliency is None or rule.background == "constant": scores[0] = rule.background_score
     elif rule.background == "binary": scores[0] = saliency <= rule.salient_thr
-    else: scores[0] = 1 - saliency.float() / 255
+    else: scores[0] = 1 - saliency.float() / torch.full((), 255.0, device=saliency.device)  # a tensor: on a GPU torch turns / 255 into a product
     scores[1:] = attention
     # F.threshold keeps x > t; one float32 step below fg_thr makes that x >= fg_thr, and it is the fastest way
     return F.threshold(scores, float(np.nextafter(np.float32(rule.fg_thr), np.float32(-1))), 0.0, inplace=True)
@@ -310,9 +312,38 @@ def pseudo_label(
     rule: LabelRule = LabelRule(),
 ) -> torch.Tensor:  # (H, W) uint8, 255 = ignored
     "Attention and saliency to a pseudo label: erase and steps 1-7. InputError for maps outside [0, 1], shapes that differ, bad ids."
+    if isinstance(attention, torch.Tensor) and use_kernels(attention, smallest=2 ** 14):
+        from wegformer.kernels.erase_label import erase_label  # here, as most users never need Triton
+        try: return erase_label([attention], [classes], [saliency], rule)[0]
+        except InputError: pass  # said in the words for one image, below
     return label_with_stats(attention, classes, saliency, rule)[0]
 
-# %% ../nbs/09_pseudo_labels.ipynb #b7f0a635
+# %% ../nbs/09_pseudo_labels.ipynb #bbfba891
+def pseudo_labels(
+    maps: Sequence[torch.Tensor],  # for each image (C_i, H_i, W_i) float32 or float64 in [0, 1], not erased
+    classes: Sequence,  # for each image (C_i,) class ids 1..254, all different
+    saliency: Sequence[torch.Tensor | None] | None,  # for each image (H_i, W_i) uint8, or None; None: no image has one
+    rule: LabelRule = LabelRule(),
+) -> list[torch.Tensor]:  # for each image (H_i, W_i) uint8, 255 = ignored
+    "`pseudo_label` of many images; InputError as there, with the number of the image."
+    _checked_rule(rule)
+    try: maps, classes, saliency = list(maps), list(classes), None if saliency is None else list(saliency)
+    except TypeError: raise InputError(f"maps, classes and saliency are {', '.join(type(x).__name__ for x in (maps, classes, saliency))}; expected sequences, one entry for each image.") from None
+    if saliency is None: saliency = [None] * len(maps)
+    if not len(maps) == len(classes) == len(saliency):
+        raise InputError(f"maps, classes and saliency have {len(maps)}, {len(classes)} and {len(saliency)} entries; expected one for each image.")
+    if all(isinstance(a, torch.Tensor) for a in maps) and len({(a.dtype, a.device) for a in maps}) == 1 and use_kernels(*maps):
+        from wegformer.kernels.erase_label import erase_label
+        return erase_label(maps, classes, saliency, rule)
+    labels = []
+    for i, args in enumerate(zip(maps, classes, saliency)):
+        try: labels.append(label_with_stats(*args, rule)[0])
+        except InputError as error:
+            name, rest = str(error).split(" ", 1)
+            raise InputError(f"{name.replace('attention', 'maps')}[{i}] {rest}") from None
+    return labels
+
+# %% ../nbs/09_pseudo_labels.ipynb #8139cfc6
 def summarize_stats(
     stats: Iterable[LabelStats],  # one for each image
 ) -> dict[str, float | int | None]:  # plain numbers, ready for JSON; None where nothing was counted
