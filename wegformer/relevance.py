@@ -423,10 +423,12 @@ def last_block_maps(
 # %% ../nbs/05_relevance.ipynb #625202c2
 def inverse(
     b: torch.Tensor,  # any shape
+    eps: float = 1e-9,
 ) -> torch.Tensor:  # the same shape
     "divide(1, b): what a quotient by b needs, once for all that is divided by it."
-    d = b / (b + 1e-9).mul_(b)  # 0/0 where b = 0, and infinite where b + 1e-9 or the product vanishes: no comparison is needed
-    return d.nan_to_num_(nan=0.0, posinf=1e9, neginf=1e9)
+    d = (b + eps).mul_(b)
+    torch.div(b, d, out=d)  # 0/0 where b = 0, and infinite where b + eps or the product vanishes: no comparison is needed
+    return d.nan_to_num_(nan=0.0, posinf=1 / eps, neginf=1 / eps)
 
 class SharedLinear:
     "A linear layer of the forward pass with what its rule needs of it once for all classes."
@@ -442,9 +444,8 @@ class SharedLinear:
     ) -> torch.Tensor:  # (B, C, n, in) relevance of the input
         "`linear_rule` with one product for all classes and two for each."
         x_abs = x.abs()
-        Z = torch.addmm(y.flatten(0, 1), x_abs.flatten(0, 1), self.W_abs.T).view_as(y)  # twice Z, and the bias
-        if self.b is not None: Z -= self.b
-        S = R * inverse(Z.div_(2)).div_(2)[:, None]  # (B, C, n, out), half of S
+        Z = F.linear(x_abs, self.W_abs, None if self.b is None else -self.b).add_(y)  # (B, n, out), twice Z
+        S = R * inverse(Z, 2e-9)[:, None]  # (B, C, n, out), half of S
         return (S @ self.W).mul_(x[:, None]).addcmul_(S @ self.W_abs, x_abs[:, None])
 
 # %% ../nbs/05_relevance.ipynb #dbb3e2b5
@@ -612,7 +613,7 @@ def _group_maps(model, layers, images, classes, start, clamp, gradient, seed):
         if b > start: R, G = _below_attention(block, layers[b], t, R_x, R_qkv, G_x1, G_qkv)
     return row
 
-RECORD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 31}  # of the record of one group: on a CPU it should stay in the caches
+RECORD_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # of the record of one group
 
 def all_block_maps(
     model: nn.Module,  # timm ViT, in float32 or float64
@@ -629,7 +630,7 @@ def all_block_maps(
     patches = (images.shape[-2] // model.patch_embed.patch_size[0]) * (images.shape[-1] // model.patch_embed.patch_size[1])
     N = patches + model.num_prefix_tokens
     record = len(layers) * N * sum(w.W.shape[0] + w.W.shape[1] for w in vars(layers[-1]).values()) * images.element_size()
-    group = max(1, RECORD_BYTES.get(images.device.type, 1 << 27) // record)  # images
+    group = max(1, RECORD_BYTES.get(images.device.type, 1 << 29) // record)  # images
     counts, order = pairs[:, 0].bincount(minlength=len(images)), pairs[:, 0].argsort(stable=True)
     first, maps = counts.cumsum(0) - counts, images.new_empty(len(pairs), N)
     for count in counts.unique().tolist():
