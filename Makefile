@@ -15,6 +15,8 @@ reproduce: setup  ## Table 2 on the embedded data set, printed and written to $(
 	$(PY)/wegformer reproduce table2 --preset toy --out $(OUT)
 
 test: setup  ## what the notebooks assert, then the grids, reference vectors and faults
+	@# several notebooks share a process: without a GPU Triton has to know before the first of them imports it
+	TRITON_INTERPRET=$$($(PY)/python -c "import torch; print(int(not torch.cuda.is_available()))") \
 	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	$(PY)/python -m pytest
 

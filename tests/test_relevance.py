@@ -158,7 +158,7 @@ MODELS = {
     "no_embed_class": {"no_embed_class": True}, "no position embedding": {"pos_embed": "none"},
     "RMS norm": {"norm_layer": "rmsnorm"}, "patch 16x8": {"patch_size": (16, 8)},
     "one class": {"num_classes": 1}, "unfused": {}, "one channel": {"in_chans": 1}, "registers": {"reg_tokens": 3},
-    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"}, "wide heads": {"embed_dim": 136, "num_heads": 1},
 }
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -250,7 +250,7 @@ def test_float32_loses_no_more_than_the_plain_procedure(start_block):
     assert fast[0] < 2 * plain[0] and fast[1] < 4 * plain[1], (fast, plain)  # chance decides which of two roundings is luckier; a flaw would be orders off
 
 
-@pytest.mark.parametrize("kind", ["plain", "registers", "distilled", "qk-norm"])
+@pytest.mark.parametrize("kind", ["plain", "registers", "distilled", "qk-norm", "wide heads"])
 def test_kernels_are_the_reference(kind, monkeypatch):
     "With Triton's interpreter on a CPU, the kernels themselves on a GPU."
     if not torch.cuda.is_available(): monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -261,6 +261,11 @@ def test_kernels_are_the_reference(kind, monkeypatch):
         expected = dtd_maps(model, images, pairs, **options)
         monkeypatch.setenv("WEGFORMER_KERNELS", "1")
         assert torch.allclose(dtd_maps(model, images, pairs, **options), expected, rtol=1e-6, atol=1e-9 * expected.abs().max().item())
+    half, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
+    got = dtd_maps(half, images, pairs)
+    monkeypatch.setenv("WEGFORMER_KERNELS", "0")
+    expected = dtd_maps(half, images, pairs)
+    assert got.dtype == torch.float32 and torch.allclose(got, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 # ---- batches and pairs

@@ -310,7 +310,7 @@ def dtd_maps_plain(
 def read_last_block(
     model: nn.Module,  # timm ViT
     images: torch.Tensor,  # (B, 3, H, W)
-) -> SimpleNamespace:  # x (B, n, D), M (B, h, n, N), o (B, n, h*d): the class token's, in float32 or float64; V (B, h, N, d)
+) -> SimpleNamespace:  # x (B, n, D), M (B, h, n, N), o (B, n, h*d): the class token's, in float32 or float64; V (B, h, N, d); whether a kernel takes it from here
     "Forward to where the class token has read the other tokens in the last block."
     block, n = model.blocks[-1], head_tokens(model)
     attn, inner = block.attn, block.attn.num_heads * block.attn.head_dim
@@ -322,12 +322,13 @@ def read_last_block(
     q = F.linear(n1[:, :n], W_q, b_q).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B, h, n, d)
     q, k = attn.q_norm(q), attn.k_norm(k)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    V = v if use_kernels(v) else v.to(dtype).contiguous()  # a kernel reads the values as they lie
+    kernel = n == 1 and v.shape[-1] <= 256 and use_kernels(v)
+    V = v if kernel else v.to(dtype).contiguous()  # the kernel reads the values as they lie
     x, q, k = x[:, :n].to(dtype), q.to(dtype), k.to(dtype)
     with precise_mode(images.device):
         M = (q @ k.mT * attn.scale).softmax(-1)  # (B, h, n, N)
         o = (M @ V.to(dtype)).transpose(1, 2).flatten(2)  # (B, n, h*d)
-    return SimpleNamespace(x=x, M=M, V=V, o=o)
+    return SimpleNamespace(x=x, M=M, V=V, o=o, kernel=kernel)
 
 # %% ../nbs/05_relevance.ipynb #ce76fb2e
 def class_token_layers(
@@ -401,7 +402,7 @@ def last_block_maps(
     used, image = pairs[:, 0].unique(return_inverse=True)  # images that no pair asks for are skipped
     classes = pairs[:, 1].clone()  # autograd keeps it, so it must not be a tensor from inference mode
     t = read_last_block(model, images if len(used) == len(images) else images[used])
-    M, V, layers, n = t.M, t.V, class_token_layers(model), t.x.shape[1]
+    M, V, kernel, layers, n = t.M, t.V, t.kernel, class_token_layers(model), t.x.shape[1]
     with precise_mode(images.device, grad=True):
         o = t.o[image].requires_grad_()  # (P, n, h*d)
         t = class_token_forward(layers, t.x[image], o)
@@ -410,7 +411,7 @@ def last_block_maps(
     with precise_mode(images.device):
         start = torch.ones_like(logit) if seed == "one_hot" else logit.detach()
         S = divide(class_token_rule(layers, t, classes, start), o)  # (P, n, h*d)
-        if n == 1 and use_kernels(V):
+        if kernel:
             from wegformer.kernels.cls_relevance import cls_relevance
             heads = lambda x: x[:, 0].detach().unflatten(-1, (M.shape[1], -1))  # (P, h, d)
             return cls_relevance(V, M[:, :, 0], heads(S), heads(G) if gradient else None, image, clamp)
@@ -540,7 +541,7 @@ def attention_rule(
     B, C, h, n, d = R_o.shape
     N, dtype = k.shape[2], q.dtype
     S = R_o * inverse(o)[:, None]
-    if use_kernels(q):
+    if d <= 128 and use_kernels(q):
         from wegformer.kernels.relevance_attention import relevance_attention
         pair = torch.arange(B, device=q.device).repeat_interleave(C)  # image of each pair
         new_row, *parts = relevance_attention(q, k, v, S.flatten(0, 1), None if G is None else G.flatten(0, 1), row.flatten(0, 1),
