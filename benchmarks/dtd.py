@@ -73,7 +73,7 @@ def interleaved(runs, repeat, device, clock):
 def bound(model, H, W, C, start):
     "The products that maps of C classes an image need, in those of the forward pass."
     block, depth = model.blocks[0], len(model.blocks)
-    N, D = (H // model.patch_embed.patch_size[0]) * (W // model.patch_embed.patch_size[1]) + model.num_prefix_tokens, model.embed_dim
+    N = (H // model.patch_embed.patch_size[0]) * (W // model.patch_embed.patch_size[1]) + model.num_prefix_tokens
     qkv, others = N * block.attn.qkv.weight.numel(), N * sum(l.weight.numel() for l in (block.attn.proj, block.mlp.fc1, block.mlp.fc2))
     product = N * N * block.attn.head_dim * block.attn.num_heads  # one of attention's two
     forward = depth * (qkv + others + 2 * product) + N * model.patch_embed.proj.weight.numel()
@@ -81,7 +81,7 @@ def bound(model, H, W, C, start):
         return (forward - qkv // 3 - others - 2 * product + C * 6 * (others // N)) / forward
     walked = depth - start  # the last block's MLP and projection have one token, the start block stops at its attention
     once = forward + walked * (qkv + others + product) - others - qkv
-    each = 3 * ((walked - 1) * qkv + (walked - 1) * others) + (8 * (walked - 2) + 2) * product
+    each = 3 * (walked - 1) * (qkv + others) + (8 * (walked - 2) + 2) * product
     return (once + C * each) / forward
 
 def measure(args):

@@ -8,7 +8,6 @@ __all__ = ['Distillation']
 # %% ../nbs/03a_distil.ipynb #76bd7dd2
 from typing import Sequence
 
-import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn

@@ -272,19 +272,19 @@ def _check_options(model, start_block, seed) -> int:
     if seed not in ("one_hot", "logit"): raise InputError(f"seed: expected 'one_hot' or 'logit', found {seed!r}.")
     return depth - 1 if start_block is None else start_block
 
-def _plain_map(model, image, c, start, down_to, clamp, gradient, seed):
-    "One image, one class: relevance down to block `down_to`, the map from block `start`."
+def _plain_map(model, image, c, start, clamp, gradient, seed):
+    "One image, one class: relevance down to the first block, the map from block `start`."
     with precise_mode(image.device, grad=True):
         records, z, logits = record_forward(model, image.to(model.cls_token.dtype))
-        if gradient: G = torch.autograd.grad(logits[c], [t.M for t in records[down_to:]])
+        if gradient: G = torch.autograd.grad(logits[c], [t.M for t in records])
     with precise_mode(image.device):
         first = torch.zeros_like(logits)
         first[c] = 1 if seed == "one_hot" else logits[c]
-        R, _ = propagate(model, records, z, first, down_to)
+        R, _ = propagate(model, records, z, first)
         row, n = torch.zeros_like(R[start][0, 0]), head_tokens(model)  # (N,)
         row[:n] = 1 / n  # the class token, or the mean of the two that the head reads
         for b in reversed(range(start, len(records))):
-            row = row @ class_attention(R[b], G[b - down_to] if gradient else None, clamp)
+            row = row @ class_attention(R[b], G[b] if gradient else None, clamp)
     return row[model.num_prefix_tokens:]  # (h*w,)
 
 # %% ../nbs/05_relevance.ipynb #07a8a947
@@ -303,7 +303,7 @@ def dtd_maps_plain(
     start = _check_options(model, start_block, seed)
     with precise_mode(images.device):
         model = precise(model)
-        maps = [_plain_map(model, images[i], c, start, 0, clamp, gradient, seed) for i, c in pairs.tolist()]
+        maps = [_plain_map(model, images[i], c, start, clamp, gradient, seed) for i, c in pairs.tolist()]
         return (torch.stack(maps) if maps else model.cls_token.new_zeros(0, h * w)).unflatten(-1, (h, w))
 
 # %% ../nbs/05_relevance.ipynb #5bd8ce09

@@ -70,18 +70,6 @@ def compare(inputs, **options):
         assert (x.double() - y).norm() <= allowed, (i, float((x.double() - y).norm()), float(allowed))
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    "Memory that a kernel is to fill is NaN before."
-    empty = torch.Tensor.new_empty
-
-    def new_empty(x, *size, **options):
-        filled = empty(x, *size, **options)
-        return filled.fill_(torch.nan) if x.is_floating_point() else filled
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("N, d, h", [(1, 16, 3), (17, 12, 2), (35, 16, 1), (9, 64, 1), (5, 80, 2)])

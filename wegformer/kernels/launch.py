@@ -21,9 +21,10 @@ def use_kernels(
     wish = os.environ.get("WEGFORMER_KERNELS", "auto")
     if wish not in ("auto", "0", "1"):
         raise InputError(f"WEGFORMER_KERNELS is {wish!r}; expected 'auto', '0' or '1'.")
-    if wish == "0" or importlib.util.find_spec("triton") is None:
-        return False
+    on_gpu = all(t.is_cuda for t in tensors)
     if wish == "1":
-        return all(t.is_cuda for t in tensors) or os.environ.get("TRITON_INTERPRET") == "1"
-    return (tensors[0].numel() >= smallest and all(t.is_cuda for t in tensors) and torch.version.cuda is not None
-            and torch.cuda.get_device_capability(tensors[0].device) >= (8, 0))
+        ready = on_gpu or os.environ.get("TRITON_INTERPRET") == "1"
+    else:
+        ready = (wish == "auto" and on_gpu and tensors[0].numel() >= smallest and torch.version.cuda is not None
+                 and torch.cuda.get_device_capability(tensors[0].device) >= (8, 0))
+    return ready and importlib.util.find_spec("triton") is not None  # last: it may search the disk, and every label asks
