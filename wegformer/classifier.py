@@ -197,7 +197,7 @@ def train_classifier(
         return dict(mAP=mean_average_precision(predict_logits(model, val, config.eval_long_side), truth))
 
     history = fit(
-        learner, loss, torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay),
+        learner, loss, torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay, fused=True),
         ClassificationSet(train, train_transform(config, model)),
         steps=config.steps, batch_size=config.batch_size, out=out, seed=seed, schedule=SCHEDULES[config.schedule](config.steps),
         precision=resolve_precision(config.precision), device=device or default_device(), workers=workers, desc="classifier",

@@ -446,7 +446,7 @@ def train_segmenter(
         segmenter = timm.layers.convert_sync_batchnorm(segmenter)
     multi_scale = len(config.loss_scales) > 1
     groups = parameter_groups(segmenter, config)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr) if config.optimizer == "adamw" else torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True) if config.optimizer == "adamw" else torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     history = fit(MultiScale(segmenter, config.loss_scales) if multi_scale else segmenter, _batch_loss(segmenter, multi_scale), optimizer,
                   SegmentationPairs(dataset, config, segmenter.backbone.mean), steps=config.steps, batch_size=config.batch_size, out=out, seed=seed,
                   schedule=poly(config.steps, config.power), precision=resolve_precision(config.precision), device=device, workers=workers,
