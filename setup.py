@@ -14,6 +14,8 @@ def lines(key):
     return [line.strip() for line in cfg[key].splitlines() if line.strip()]
 
 
+extras = {key.removesuffix("_requirements"): lines(key) for key in cfg if key.endswith("_requirements")}
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -27,6 +29,6 @@ setup(
     package_data={"wegformer.weights": ["*.safetensors"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=lines("requirements"),
-    extras_require={"lab": lines("lab_requirements"), "dev": lines("dev_requirements") + lines("lab_requirements")},
+    extras_require={**extras, "dev": sum(extras.values(), [])},  # dev holds them all
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["wegformer=wegformer._modidx:d"]},
 )

@@ -47,6 +47,18 @@ def test_scales_are_summed_by_hand(model):
     assert torch.allclose(attention_maps(model, image, classes, AttentionConfig(long_side=48, scales=(1.0,), precision="no")), min_max(total), atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, dict(join="max"), dict(flip=False, scales=(1.0, 0.5))])
+def test_several_first_blocks_equal_each_alone(model, options):
+    image, classes = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8), torch.tensor([2, 5])
+    maps = attention_maps(model, image, classes, AttentionConfig(long_side=48, precision="no", blocks=(0, 1), **options))
+    assert maps.shape == (2, 2, 40, 48)
+    for start, block in enumerate(maps):
+        alone = attention_maps(model, image, classes, AttentionConfig(long_side=48, precision="no", start_block=start, **options))
+        assert torch.allclose(block, alone, atol=1e-4)
+    none = attention_maps(model, image, classes[:0], AttentionConfig(blocks=(0, 1)))
+    assert none.shape == (2, 0, 40, 48)
+
+
 def test_no_labels_no_maps(model):
     assert attention_maps(model, torch.zeros(3, 9, 7, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)).shape == (0, 9, 7)
 
@@ -77,7 +89,7 @@ def test_half_precision_on_disk(tmp_path):
     assert (read_attention(tmp_path / "m.npz")[0] - maps).abs().max() <= 2**-12 + 1e-7
 
 
-@pytest.mark.parametrize("wrong, words", [(dict(method="lrp"), "attention.method is 'lrp'"), (dict(join="mean"), "attention.join"),
+@pytest.mark.parametrize("wrong, words", [(dict(method="lrp"), "attention.method is 'lrp'"), (dict(blocks=(1,), method="cam"), "attention.blocks is"), (dict(blocks=(1,), start_block=0), "attention.blocks is"), (dict(join="mean"), "attention.join"),
                                           (dict(scales=()), "attention.scales"), (dict(scales=(0.0,)), "attention.scales")])
 def test_wrong_settings(wrong, words):
     with pytest.raises(InputError, match=words):

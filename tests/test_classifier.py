@@ -5,7 +5,7 @@ from torch import nn
 
 import wegformer.toymodels
 from wegformer.classifier import (ClassifierConfig, ClassificationSet, RandomLongSide, create_classifier, load_classifier, mean_average_precision, mean_std,
-                                  normalize, resize_to_patches, train_classifier, train_transform)
+                                  normalize, patch_size, predict_logits, resize_to_patches, train_classifier, train_transform)
 from wegformer.data import InputError, VOCDataset
 from wegformer.training import save_weights
 
@@ -44,13 +44,58 @@ def test_normalize_uses_the_models_statistics():
 
 @pytest.mark.parametrize("name, words", [
     ("deit_base_patch16_223", "not known to timm .* deit_base_patch16_224"),
-    ("resnet18", "not a plain Vision Transformer"),
     ("vit_base_patch16_siglip_224", "no class token"),
-    ("vit_relpos_small_patch16_224", "Vision Transformer|class token"),
+    ("vit_relpos_small_patch16_224", "does not take|its features are"),
+    ("swin_tiny_patch4_window7_224", "does not take|its features are"),
+    ("mixer_s32_224", "does not take|its features are"),
+    ("vgg11", r"its features are \(1, 512, 3, 4\), its head reads 4096"),
+    ("mobilenetv3_small_050", "its features are .* its head reads 1024"),
+    ("resnetv2_50", "its head is of type Conv2d"),
+    ("levit_128s", "its head is of type tuple"),
+    ("halonet26t", "does not take a picture of 96x128"),
+    ("convnext_atto", "more than an average"),
+    ("poolformer_s12", "more than an average"),
 ])
-def test_what_is_no_vit_is_refused(name, words):
+def test_what_cannot_be_explained_is_refused(name, words):
     with pytest.raises(InputError, match=words):
         create_classifier(name, pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet_toy", "seresnet18", "regnetx_002", "mobilenetv2_050",
+                                  "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize("stride", [None, 16, 8])
+def test_cnns(name, stride):
+    "Any size, the stride that was asked for, and a map whose mean is the logit without its bias."
+    if name == "densenet121" and stride:
+        with pytest.raises(InputError, match=f"cannot be made with output_stride={stride}"):
+            create_classifier(name, 3, pretrained=False, output_stride=stride)
+        return
+    torch.manual_seed(0)
+    net = create_classifier(name, 3, pretrained=False, output_stride=stride)
+    x, head = torch.randn(2, 3, 97, 130), net.get_classifier()
+    with torch.no_grad():
+        features = net.forward_features(x)
+        for pixels, cells in zip((97, 130), features.shape[2:]): assert cells - pixels // (stride or 32) in (0, 1)
+        maps = torch.einsum("bdhw,cd->bchw", features, head.weight)
+        assert torch.allclose(maps.mean((2, 3)) + head.bias, net(x), atol=1e-4)
+    assert patch_size(net) == 1 and not net.training
+
+
+@pytest.mark.parametrize("name, stride, words", [
+    ("resnet18", 12, "cannot be made with output_stride=12"),
+    ("resnet18", 0, "cannot be made with output_stride=0"),
+    ("efficientnet_b0", 12, "its output stride is 8, not 12"),
+    ("vit_toy_patch8_96", 8, "it is a ViT, .* output_stride=8"),
+])
+def test_output_strides_that_there_are_not(name, stride, words):
+    with pytest.raises(InputError, match=words):
+        create_classifier(name, pretrained=False, output_stride=stride)
+
+
+@pytest.mark.parametrize("name, size", [("vit_tiny_patch16_224", 16), ("deit_tiny_distilled_patch16_224", 16),
+                                        ("vit_toy_patch8_96", 8), ("resnet_toy", 1)])
+def test_patch_size(name, size):
+    assert patch_size(timm.create_model(name)) == size
 
 
 def test_offline_weights_come_with_advice(monkeypatch):
@@ -64,15 +109,36 @@ def test_offline_weights_come_with_advice(monkeypatch):
         create_classifier("deit_tiny_patch16_224.fb_in1k")
 
 
-def test_local_weights_with_another_head(tmp_path):
-    net = timm.create_model("vit_toy_patch8_96", num_classes=7)
+@pytest.mark.parametrize("name", ["vit_toy_patch8_96", "resnet_toy", "deit_tiny_distilled_patch16_224", "regnetx_002"])
+def test_local_weights_with_another_head(tmp_path, name):
+    net = timm.create_model(name, num_classes=7)
     save_weights(net, tmp_path / "seven.safetensors")
-    nine = create_classifier("vit_toy_patch8_96", 9, weights=tmp_path / "seven.safetensors")
-    assert nine.head.weight.shape[0] == 9 and torch.equal(nine.blocks[3].mlp.fc1.weight, net.blocks[3].mlp.fc1.weight)
-    seven = create_classifier("vit_toy_patch8_96", 7, weights=tmp_path / "seven.safetensors")
-    assert torch.equal(seven.head.weight, net.head.weight)
+    heads = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and m.out_features == 7]
+    nine, seven = (create_classifier(name, n, weights=tmp_path / "seven.safetensors") for n in (9, 7))
+    assert heads and all(nine.get_submodule(head).out_features == 9 for head in heads)
+    for key, value in net.state_dict().items():
+        assert torch.equal(seven.state_dict()[key], value)
+        assert key.startswith(tuple(heads)) or torch.equal(nine.state_dict()[key], value)
     with pytest.raises(InputError, match="seven.safetensors belong to another model"):
         create_classifier("vit_tiny_patch16_224", 7, weights=tmp_path / "seven.safetensors")
+    with pytest.raises(InputError, match="seven.safetensors belong to another model"):
+        create_classifier("resnet18", 7, weights=tmp_path / "seven.safetensors")
+
+
+def test_old_checkpoints_without_counts_of_batches(tmp_path):
+    net = timm.create_model("resnet_toy", num_classes=7)
+    torch.save({k: v for k, v in net.state_dict().items() if "num_batches" not in k}, tmp_path / "old.pth")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(create_classifier("resnet_toy", 7, weights=tmp_path / "old.pth")(x), net.eval()(x))
+
+
+@pytest.mark.parametrize("stride", [None, 16, 8])
+def test_shipped_weights_at_every_output_stride(stride):
+    net = create_classifier("resnet_toy", 10, output_stride=stride)
+    shipped = timm.create_model("resnet_toy", pretrained=True)
+    assert all(torch.equal(value, shipped.state_dict()[key]) for key, value in net.state_dict().items())
+    nine = create_classifier("resnet_toy", 9, output_stride=stride)
+    assert nine.fc.out_features == 9 and torch.equal(nine.layer4[0].conv1.weight, shipped.layer4[0].conv1.weight)
 
 
 def test_pretrained_toy_models_come_with_the_package():
@@ -91,17 +157,19 @@ def test_map_against_a_count_by_hand():
     assert mean_average_precision(logits, labels) == pytest.approx(100 * (1 / 1 + 2 / 3) / 2, abs=1e-3)
 
 
-def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root):
+@pytest.mark.parametrize("name, stride", [("vit_toy_patch8_96", None), ("resnet_toy", None), ("resnet_toy", 8)])
+def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stride):
     train, val = VOCDataset(toy_root, "train"), VOCDataset(toy_root, "val")
-    config = ClassifierConfig(model="vit_toy_patch8_96", pretrained=False, steps=2, batch_size=4, crop_size=32, resize=(32, 48), eval_long_side=32,
-                              precision="no")
+    config = ClassifierConfig(model=name, pretrained=False, output_stride=stride, steps=2, batch_size=4,
+                              crop_size=32, resize=(32, 48), eval_long_side=32, precision="no")
     torch.manual_seed(0)
-    net = create_classifier(config.model, train.num_classes, pretrained=False)
+    net = create_classifier(config.model, train.num_classes, pretrained=False, output_stride=stride)
     history = train_classifier(net, config, train, tmp_path, val=val, device="cpu")
     loaded, recipe, classes = load_classifier(tmp_path / "model.safetensors")
     assert recipe == config and classes == train.classes and "mAP" in history[-1]
     x = torch.randn(2, 3, 32, 40)
-    assert torch.equal(loaded(x), net(x))
+    assert torch.equal(loaded(x), net(x)) and torch.equal(loaded.forward_features(x), net.forward_features(x))
+    assert predict_logits(loaded, val, 45).shape == (len(val), val.num_classes)
     save_weights(nn.Linear(1, 1), tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match="foreign.safetensors are not of a classifier"):
         load_classifier(tmp_path / "foreign.safetensors")

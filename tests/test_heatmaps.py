@@ -8,6 +8,8 @@ from hypothesis import given, settings, strategies as st
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 
+import wegformer.toymodels
+from wegformer.classifier import create_classifier
 from wegformer.data import InputError
 from wegformer.heatmaps import METHODS, attention_map, cam_maps, cnn_cam_maps, grad_cam_maps, raw_attention_maps, rollout_maps
 from wegformer.relevance import run_blocks
@@ -111,6 +113,17 @@ def test_cnn_cam_is_the_librarys_grad_cam(name):
     maps = cam_maps(model, images, pairs)
     assert maps.shape == (8, 2, 3)
     for A, pair in zip(maps, pairs): assert torch.allclose(scaled(A, (64, 96)), library_map(model, layer, images, pair), atol=1e-4)
+
+@pytest.mark.parametrize("stride, shape", [(None, (2, 3)), (16, (4, 6)), (8, (8, 12))])
+def test_cnn_cam_at_finer_output_strides(stride, shape):
+    model = create_classifier("resnet_toy", 10, output_stride=stride)
+    images, pairs = randn(2, 3, 64, 96, dtype=torch.float32), all_pairs(2, 3)
+    maps = cam_maps(model, images, pairs)
+    with torch.no_grad(): scores = (model(images) - model.fc.bias)[pairs[:, 0], pairs[:, 1]]
+    assert maps.shape[1:] == shape and torch.allclose(maps.mean((1, 2)), scores, atol=1e-4)
+    for name, method in METHODS.items():
+        if name != "cam":
+            with pytest.raises(InputError): method(model, images, pairs)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_raw_attention(kind):

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from wegformer.data import InputError
-from wegformer.pipeline import (Config, Stage, attention_stage, classifier_stage, difference, evaluation_stage, flatten, label_stage, open_split, override,
-                                preset, read_done, run, segmenter_stage)
+from wegformer.pipeline import (Config, Stage, attention_stage, classifier_stage, cnn_baseline, difference, evaluation_stage, flatten, heatmap_stage,
+                                label_stage, open_split, override, preset, read_done, recipe, run, segmenter_stage)
 from wegformer.training import read_state
 
 SMOKE = override(preset("smoke"), {"classifier.steps": 12, "classifier.crop_size": 48, "classifier.resize": (48, 64), "classifier.eval_long_side": 48,
@@ -154,3 +154,77 @@ def test_stages_are_named_by_all_that_went_in():
     a = Stage("a", {"x": 1}, quiet)
     assert a.key == Stage("a", {"x": 1}, print).key != Stage("a", {"x": 2}, quiet).key != Stage("b", {"x": 1}, quiet).key
     assert Stage("b", {}, quiet, {"a": a}).key != Stage("b", {}, quiet, {"a": Stage("a", {"x": 2}, quiet)}).key
+
+
+BLOCKS = {"attention.blocks": (9, 11), "attention.precision": "no"}
+
+
+def test_rows_pick_their_block_from_one_walk(whole):
+    cache, _ = whole
+    nine, eleven = (override(SMOKE, BLOCKS | {"labels.block": b}) for b in (9, 11))
+    assert attention_stage(nine).key == attention_stage(eleven).key and label_stage(nine).key != label_stage(eleven).key
+    assert heatmap_stage(nine).key != heatmap_stage(eleven).key
+    scores = [read_done(run(heatmap_stage(c), cache, quiet))["metrics"]["miou"] for c in (nine, eleven, override(SMOKE, {"attention.precision": "no"}))]
+    assert scores[0] != scores[1] and abs(scores[1] - scores[2]) < 0.05  # the last block's map, from the walk and without it
+    with pytest.raises(InputError, match="block 3; expected one of attention.blocks"):
+        label_stage(override(SMOKE, BLOCKS | {"labels.block": 3}))
+
+
+def test_mining_more_blocks_ignores_more(whole):
+    cache, _ = whole
+    epom, pom = (read_done(run(label_stage(override(SMOKE, BLOCKS | {"labels.block": 11, "labels.mine_blocks": mined})), cache, quiet))["metrics"]["rule"]
+                 for mined in ((), (9,)))
+    assert pom["ignored_share"] >= epom["ignored_share"] and pom["epom_share"] > epom["epom_share"]
+
+
+def test_maps_are_not_scored_without_masks(toy_copy, tmp_path):
+    config = override(SMOKE, {"data.voc_root": str(toy_copy)})
+    for name in open_split(config.data, "train").ids:
+        (toy_copy / "SegmentationClass" / f"{name}.png").unlink()
+    assert read_done(run(heatmap_stage(config), tmp_path, quiet))["metrics"] == dict(miou=None, threshold=None)
+
+
+@pytest.mark.parametrize("changes, names", [
+    ({"pretrain.masks": True}, ["labels", "initial", "segmenter"]), (recipe("smoke", "largefov"), ["labels", "initial", "segmenter"]),
+    (recipe("smoke", "largefov") | {"pretrain.masks": True}, ["labels", "initial", "initial", "segmenter"]), ({}, ["labels", "segmenter"])])
+def test_initial_weights_are_made_where_they_are_missing(changes, names, tmp_path):
+    config = override(SMOKE, {"labels.source": "masks", "pretrain.mask_steps": 2, "pretrain.label_steps": 2} | changes)
+    stage = segmenter_stage(config)
+    assert [s.name for s in stage.chain()] == names
+    folder = run(stage, tmp_path, quiet)
+    assert (folder / "model.safetensors").is_file() and read_done(folder)["metrics"]["loss"] > 0
+    other = segmenter_stage(override(config, {"seed": 1}))  # initial weights are the same for every seed
+    assert [s.key for s in other.chain() if s.name == "initial"] == [s.key for s in stage.chain() if s.name == "initial"]
+
+
+def test_initial_weights_reach_the_network(tmp_path, monkeypatch):
+    "Training starts from what the stage before it made."
+    import wegformer.pipeline as pipeline
+    config, seen = override(SMOKE, {"labels.source": "masks", "pretrain.masks": True, "pretrain.mask_steps": 1}), []
+    real = pipeline.train_segmenter
+    monkeypatch.setattr(pipeline, "train_segmenter", lambda recipe, *args, **kwargs: (seen.append(recipe.weights), real(recipe, *args, **kwargs))[1])
+    stage = segmenter_stage(config)
+    run(stage, tmp_path, quiet)
+    assert seen == [None, str(stage.needs["initial"].folder(tmp_path) / "model.safetensors")]
+
+
+def test_a_cnn_in_the_place_of_the_transformer(whole):
+    cache, _ = whole
+    cnn = override(SMOKE, cnn_baseline("smoke"))
+    folder = run(label_stage(cnn), cache, quiet)
+    assert read_done(folder)["metrics"]["pseudo_label_miou"] >= 0 and classifier_stage(cnn).key != classifier_stage(SMOKE).key
+    assert cnn_baseline("voc")["classifier.model"] == "resnet38" and cnn_baseline("voc", "resnet50")["classifier.model"] == "resnet50"
+    for network in ("deeplabv2", "deeplabv3", "deeplabv3plus", "largefov"):
+        assert override(preset("voc"), recipe("voc", network)).segmenter.crop in (321, 513)
+
+
+def test_memory_counts_from_the_stages_start(tmp_path):
+    import torch
+    from wegformer.pipeline import _peak_gib
+    if sys.platform != "linux" or torch.cuda.is_available():
+        pytest.skip("only Linux lets a process's peak be counted anew")
+    big = torch.ones(1 << 28)  # 1 GiB, gone before the stage
+    before = _peak_gib()
+    del big
+    folder = run(Stage("small", {}, lambda out, needs: None), tmp_path, quiet)
+    assert read_done(folder)["peak_gib"] < before - 0.9

@@ -6,16 +6,122 @@ import pytest
 from wegformer.cli import main
 from wegformer.data import InputError
 from wegformer.pipeline import override, preset
-from wegformer.reproduce import Row, check_parameters, format_table, notebook_path, reproduce, run_row
+from wegformer.reproduce import (HEAT_MAP, Experiment, Row, check_parameters, format_table, notebook_names, notebook_parameters, notebook_path,
+                                 predict_split, reproduce, run_row)
 
 TINY = {"classifier.steps": 1, "classifier.crop_size": 48, "classifier.resize": [48, 64], "classifier.eval_long_side": 48, "attention.long_side": 48,
         "attention.flip": False, "segmenter.steps": 1, "segmenter.crop": 48}
 
 
+OPTIONS = [*sum((["--" + k.replace("_", "-"), *map(str, v if isinstance(v, list) else [v])] for k, v in TINY.items() if not isinstance(v, bool)), []),
+           "--attention.no-flip", "--pretrain.mask-steps", "1", "--pretrain.label-steps", "1"]
+NAMES = ["table2", "table1", "table3", "table4", "figure1", "figure3", "figure4", "figure5", "sensitivity"]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    "Every table and figure at the smallest size, from one command."
+    folder = tmp_path_factory.mktemp("all")
+    status = main(["reproduce", "all", "--preset", "smoke", "--out", str(folder / "out"), "--cache", str(folder / "cache"), *OPTIONS,
+                   "--parameters", "sample=4", "scales=[[1.0], [0.5]]"])
+    assert status == 0
+    return folder
+
+
+def rows_of(folder, name):
+    return json.loads((folder / "out" / f"{name}.json").read_text())["rows"]
+
+
+def test_everything_from_one_command(everything):
+    assert notebook_names() == NAMES
+    for name in NAMES:
+        table = json.loads((everything / "out" / f"{name}.json").read_text())
+        assert table["table"] == name and table["title"] and table["preset"] == "smoke"
+        assert {row["status"] for row in table["rows"]} <= {"ok", "quoted"}, [(r["name"], r["error"]) for r in table["rows"]]
+        figures = sorted((everything / "out").glob(f"{name}*.png"))
+        assert figures and all(p.with_suffix(".pdf").read_bytes().startswith(b"%PDF") and p.read_bytes().startswith(b"\x89PNG") for p in figures)
+    report = (everything / "out" / "report.html").read_text()
+    assert all(f"EPOM*, {words}" in report for words in ("2 rounds", "literal erase")) and "WegFormer, VGG-16" in report
+
+
+def test_rows_share_what_they_have_in_common(everything):
+    folders = [p.parent.name.rpartition("-")[0] for p in (everything / "cache").glob("*/done.json")]
+    # one ViT and one CNN; maps of the ViT by five methods and two walks, and of the CNN; weights: VGG by labels, VGG and ResNet by masks
+    assert {name: folders.count(name) for name in ("classifier", "attention", "initial", "relabel")} == dict(classifier=2, attention=8, initial=3, relabel=1)
+    stages = {name: {r["name"]: [s["folder"] for s in r["stages"][0]] for r in rows_of(everything, name) if r["stages"]} for name in NAMES}
+    full = stages["table2"]["+ Sal (DRS) + EPOM*"]
+    assert full == stages["table1"]["WegFormer, ResNet-101"] == stages["table4"]["DeepLab-V3+"] == stages["figure3"]["WegFormer"]
+    assert set(stages["table2"]["base"]) < set(stages["table3"]["block 11"]) == set(stages["figure4"]["DTD"])
+
+
+def test_each_table_has_the_papers_rows(everything):
+    paper = {name: [r["paper"] for r in rows_of(everything, name)] for name in NAMES}
+    assert paper["table1"][:4] == [66.2, None, 70.5, 70.9] and len(paper["table1"]) == 4 + 23 + 22
+    assert paper["table3"] == [58.2, 58.4, 58.2, 58.8, 59.0, 59.5] and paper["table4"] == [69.2, 69.3, 70.5]
+    assert [r["name"] for r in rows_of(everything, "figure4")] == ["CAM", "Grad-CAM", "raw attention", "rollout", "DTD"]
+    quoted = {r["name"]: r for r in rows_of(everything, "table1") if r["status"] == "quoted"}
+    assert quoted["NSROM, ResNet"]["paper"] == 68.3 and quoted["NSROM, ResNet"]["note"] == "test 68.5" and quoted["DRS†, ResNet"]["miou"] is None
+    for name in ("table3", "figure4"):
+        assert all(len(r["measures"][HEAT_MAP]) == 1 for r in rows_of(everything, name))
+
+
+def test_a_second_run_repeats_the_numbers(everything, tmp_path):
+    for name in ("table4", "figure5"):
+        assert main(["reproduce", name, "--preset", "smoke", "--out", str(tmp_path), "--cache", str(everything / "cache"), *OPTIONS]) == 0
+        assert json.loads((tmp_path / f"{name}.json").read_text())["rows"] == rows_of(everything, name)
+
+
+def test_a_row_that_fails_is_shown_and_the_others_stand(everything, tmp_path, capsys):
+    status = main(["reproduce", "table3", "--preset", "smoke", "--out", str(tmp_path), "--cache", str(everything / "cache"), *OPTIONS,
+                   "--parameters", "blocks=[12]"])
+    rows = json.loads((tmp_path / "table3.json").read_text())["rows"]
+    assert status == 1 and [r["status"] for r in rows] == ["failed", "ok"] and "0 to 11" in rows[0]["error"]
+    assert "1 row(s) failed" in capsys.readouterr().out
+
+
+def test_notebooks_say_what_can_be_set(capsys):
+    for name in NAMES:
+        parameters = notebook_parameters(notebook_path(name))
+        assert {"preset", "voc_root", "saliency", "seeds", "config", "out", "cache", "workers"} <= set(parameters)
+        assert all(p.kind and p.help for p in parameters.values()), name
+        check_parameters(notebook_path(name), {p.name: p.default for p in parameters.values()})
+    assert main(["reproduce", "table3", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "Which blocks" in printed or "which blocks" in printed
+    assert "blocks: list[int]" in printed and "[0, 3, 5, 7, 9]" in printed and "seeds: list[int]" in printed
+
+
+@pytest.mark.parametrize("options, words", [(["--parameters", "blocks=7"], "'blocks' .* is 7; expected list"), (["--parameters", "block=[7]"], "no parameter 'block'"),
+                                            (["--parameters", "blocks"], "expected NAME=VALUE")])
+def test_wrong_parameters(options, words, tmp_path, capsys):
+    assert main(["reproduce", "table3", "--preset", "smoke", "--out", str(tmp_path), *options]) == 2
+    import re
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_unknown_names(tmp_path, capsys):
+    assert main(["reproduce", "table9", "--out", str(tmp_path)]) == 2 and "table9" in capsys.readouterr().err
+    assert main(["reproduce", "all", "--out", str(tmp_path), "--parameters", "nothing=1"]) == 2 and "'nothing'" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2 and main(["report"]) == 2 and main(["saliency"]) == 2
+
+
+def test_predictions_for_the_test_server(everything, toy_copy, tmp_path):
+    "A split without masks is predicted with a trained row's network."
+    from wegformer.data import read_mask, read_split
+    (toy_copy / "ImageSets" / "Segmentation" / "test.txt").write_text("\n".join(read_split(toy_copy, "val")[:3]))
+    experiment = Experiment.open("table1", "", "smoke", str(toy_copy), config=TINY, out=tmp_path, cache=everything / "cache")
+    row = next(r for r in rows_of(everything, "table1") if r["name"] == "WegFormer, ResNet-101")
+    row["config"]["data.voc_root"] = str(toy_copy)
+    folder = predict_split(experiment, row, "test", tmp_path / "test")
+    assert sorted(p.stem for p in folder.iterdir()) == sorted(read_split(toy_copy, "test"))
+    for name in read_split(toy_copy, "test"):
+        theirs = experiment.folder(row, "evaluation") / "predictions" / f"{name}.png"
+        assert (read_mask(folder / f"{name}.png") == read_mask(theirs)).all()
+
+
 def test_table2_from_the_command_line(tmp_path, capsys):
-    options = sum((["--" + k.replace("_", "-"), *map(str, v if isinstance(v, list) else [v])] for k, v in TINY.items() if not isinstance(v, bool)), [])
     status = main(["reproduce", "table2", "--preset", "smoke", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--seeds", "0", "1",
-                   *options, "--attention.no-flip"])
+                   *OPTIONS, "--parameters", "more=False"])
     assert status == 0
     table = json.loads((tmp_path / "out" / "table2.json").read_text())
     assert table["table"] == "table2" and table["preset"] == "smoke" and table["versions"]["torch"] and table["device"]
@@ -37,9 +143,8 @@ def test_a_failed_row_leaves_the_others(tmp_path, toy_copy):
     from wegformer.data import VOCDataset
     name = VOCDataset(toy_copy, "train").ids[0]
     (toy_copy / "saliency" / "worse" / f"{name}.png").write_bytes(b"broken")
-    options = sum((["--" + k.replace("_", "-"), *map(str, v if isinstance(v, list) else [v])] for k, v in TINY.items() if not isinstance(v, bool)), [])
     status = main(["reproduce", "table2", "--preset", "smoke", "--voc-root", str(toy_copy), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"),
-                   *options, "--attention.no-flip"])
+                   *OPTIONS, "--parameters", "more=False"])
     rows = {r["name"]: r for r in json.loads((tmp_path / "out" / "table2.json").read_text())["rows"]}
     assert status == 1 and rows["+ Sal (DRS)"]["status"] == "ok"
     assert rows["+ Sal (NSROM)"]["status"] == "failed" and f"{name}.png" in rows["+ Sal (NSROM)"]["error"] and rows["+ Sal (NSROM)"]["miou"] is None

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as tF
 from tqdm import tqdm
 
-from .classifier import normalize, resize_to_patches
+from .classifier import normalize, patch_size, resize_to_patches
 from .data import InputError, VOCDataset, atomic_write
 from .heatmaps import METHODS
 from .training import autocast, resolve_precision
@@ -27,6 +27,7 @@ class AttentionConfig:
     "How attention maps are made from a classifier."
     method: str = "dtd"  # one of METHODS
     start_block: int | None = None  # dtd: first block of the product; None: the last block alone (paper)
+    blocks: tuple[int, ...] = ()  # dtd: several first blocks, each with its map from the same walk, in place of start_block
     clamp: bool = True  # dtd: clamp gradient x relevance at 0 before the mean over heads (Chefer et al.)
     gradient: bool = True  # dtd: weigh relevance by the gradient
     seed: str = "one_hot"  # dtd: relevance starts from 1, or from the "logit" (eq. 1)
@@ -41,6 +42,8 @@ class AttentionConfig:
             raise InputError(f"attention.method is {self.method!r}; expected one of: {', '.join(METHODS)}.")
         if self.join not in ("sum", "max"):
             raise InputError(f"attention.join is {self.join!r}; expected 'sum' or 'max'.")
+        if self.blocks and (self.method != "dtd" or self.start_block is not None):
+            raise InputError(f"attention.blocks is {self.blocks}; expected no start_block beside it, and the method 'dtd'.")
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"attention.scales is {self.scales}; expected one or more positive numbers.")
 
@@ -48,7 +51,7 @@ class AttentionConfig:
         "The configured method, as a function of (model, images, pairs)."
         if self.method != "dtd":
             return METHODS[self.method]
-        return partial(METHODS["dtd"], start_block=self.start_block, clamp=self.clamp, gradient=self.gradient, seed=self.seed)
+        return partial(METHODS["dtd"], start_block=self.blocks or self.start_block, clamp=self.clamp, gradient=self.gradient, seed=self.seed)
 
 # %% ../nbs/07_attention.ipynb #0d281b82
 def min_max(
@@ -65,13 +68,13 @@ def attention_maps(
     image: torch.Tensor,  # (3, H, W) uint8
     classes: torch.Tensor,  # (C,) int64 class ids, 1..num_classes (0 is the background, which has no logit)
     config: AttentionConfig = AttentionConfig(),
-) -> torch.Tensor:  # (C, H, W) float32 in [0, 1]
+) -> torch.Tensor:  # (C, H, W) float32 in [0, 1]; (S, C, H, W) for config.blocks
     "Maps of the photograph's size, one per class, over scales and mirror images."
-    device, (H, W), C = next(model.parameters()).device, image.shape[-2:], len(classes)
+    device, (H, W), C, S = next(model.parameters()).device, image.shape[-2:], len(classes), len(config.blocks)
     if C == 0:
-        return torch.zeros(0, H, W, device=device)
+        return torch.zeros(*([S] if S else []), 0, H, W, device=device)
     logits = (torch.as_tensor(classes) - 1).to(device)
-    heatmap, patch = config.heatmap(), model.patch_embed.patch_size[0]
+    heatmap, patch = config.heatmap(), patch_size(model)
     views = 2 if config.flip else 1
     pairs = torch.stack([torch.arange(views, device=device).repeat_interleave(C), logits.repeat(views)], 1)  # (views * C, 2)
     total = None
@@ -79,23 +82,24 @@ def attention_maps(
         x = normalize(resize_to_patches(image, config.long_side * scale, patch).to(device), model)[None]  # (1, 3, h, w)
         x = torch.cat([x, x.flip(-1)]) if config.flip else x
         with autocast(device, resolve_precision(config.precision)):
-            maps = heatmap(model, x, pairs)  # (views * C, h/p, w/p)
-        maps = maps.float().unflatten(0, (views, C))
+            maps = heatmap(model, x, pairs)  # ([S,] views * C, h/p, w/p)
+        maps = maps.clamp(min=0) if config.method == "cam" else maps  # activation maps are cut at 0 (PSA and its followers)
+        maps = maps.float().reshape(-1, views, C, *maps.shape[-2:]).transpose(0, 1).flatten(1, 2)  # (views, S * C, h/p, w/p)
         maps = torch.cat([maps[:1], maps[1:].flip(-1)])  # the mirrored view, mirrored back
-        maps = tF.interpolate(maps, (H, W), mode="bilinear", align_corners=False)  # (views, C, H, W)
+        maps = tF.interpolate(maps, (H, W), mode="bilinear", align_corners=False)  # (views, S * C, H, W)
         maps = maps.sum(0) if config.join == "sum" else maps.amax(0)
         total = maps if total is None else total + maps if config.join == "sum" else torch.maximum(total, maps)
-    return min_max(total)
+    return min_max(total.unflatten(0, (S, C)) if S else total)
 
 # %% ../nbs/07_attention.ipynb #23a1286b
 def save_attention(path: Path, attention: torch.Tensor, classes: torch.Tensor) -> None:
-    "Write maps (C, H, W) and class ids (C,) as one file, atomically."
+    "Write maps (C, H, W) or (S, C, H, W) and class ids (C,) as one file, atomically."
     with atomic_write(path) as handle:
         np.savez(handle, attention=attention.cpu().numpy().astype(np.float16), classes=classes.numpy().astype(np.uint8))
 
 def read_attention(
     path: Path,  # a file of save_attention
-) -> tuple[torch.Tensor, torch.Tensor]:  # (C, H, W) float32 in [0, 1]; (C,) int64
+) -> tuple[torch.Tensor, torch.Tensor]:  # (C, H, W) or (S, C, H, W) float32 in [0, 1]; (C,) int64
     "Maps and class ids of one image; InputError when the file is absent or unreadable."
     try:
         with np.load(path) as data:

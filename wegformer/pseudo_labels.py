@@ -285,14 +285,19 @@ def label_with_stats(
     classes: torch.Tensor | Sequence[int],  # (C,) class ids 1..254
     saliency: torch.Tensor | None,  # (H, W) uint8, or None
     rule: LabelRule = LabelRule(),
+    others: Sequence[torch.Tensor] = (),  # (C, H, W) each: the same classes' maps from other blocks, which step 6 mines as well (POM)
 ) -> tuple[torch.Tensor, LabelStats]:  # (H, W) uint8, and what each step did
     "The pseudo label and its statistics; InputError as in `pseudo_label`."
     rule, (raw, classes, saliency) = _checked_rule(rule), _checked(attention, classes, saliency)
-    erased = raw if rule.erase_rate is None else soft_erase(raw, rule.erase_rate, rule.renormalize)
+    erase = lambda a: a if rule.erase_rate is None else soft_erase(a, rule.erase_rate, rule.renormalize)
+    erased = erase(raw)
     label, conflict, uncertain = _initial_label(erased, classes, saliency, rule)
     mined, found = torch.zeros_like(conflict), {}
     if rule.epom:
         mined, found = _epom(label, raw if rule.epom_map == "raw" else erased, classes, rule.t_fg)
+        for other in others:
+            other = _checked(other, classes, saliency)[0]
+            mined |= _epom(label, other if rule.epom_map == "raw" else erase(other), classes, rule.t_fg)[0]
         _ignore(label, mined)
     count = lambda mask: mask.sum(dtype=torch.int32).item()
     steps = [count(mask) for mask in (conflict, uncertain, mined)]  # no pixel is in two of them
@@ -318,7 +323,7 @@ def pseudo_label(
         except InputError: pass  # said in the words for one image, below
     return label_with_stats(attention, classes, saliency, rule)[0]
 
-# %% ../nbs/09_pseudo_labels.ipynb #bbfba891
+# %% ../nbs/09_pseudo_labels.ipynb #b0337054
 def pseudo_labels(
     maps: Sequence[torch.Tensor],  # for each image (C_i, H_i, W_i) float32 or float64 in [0, 1], not erased
     classes: Sequence,  # for each image (C_i,) class ids 1..254, all different
@@ -343,7 +348,7 @@ def pseudo_labels(
             raise InputError(f"{name.replace('attention', 'maps')}[{i}] {rest}") from None
     return labels
 
-# %% ../nbs/09_pseudo_labels.ipynb #8139cfc6
+# %% ../nbs/09_pseudo_labels.ipynb #1e5724b8
 def summarize_stats(
     stats: Iterable[LabelStats],  # one for each image
 ) -> dict[str, float | int | None]:  # plain numbers, ready for JSON; None where nothing was counted

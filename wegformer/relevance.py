@@ -14,6 +14,7 @@ __all__ = ['RECORD_BYTES', 'divide', 'linear_rule', 'add_rule', 'matmul_rule', '
 import copy
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -594,8 +595,8 @@ def _below_attention(block, layers, t, R_x, R_qkv, G_x1, G_qkv):
     G[:, :, :n] += G_x1
     return R, G
 
-def _group_maps(model, layers, images, classes, start, clamp, gradient, seed):
-    "Maps (B, C, N) of images (B, 3, H, W) with C classes each, classes (B, C)."
+def _group_maps(model, layers, images, classes, starts, clamp, gradient, seed):
+    "Maps (S, B, C, N) of images (B, 3, H, W) with C classes each, classes (B, C)."
     records, n, head = record_blocks(model, images), head_tokens(model), head_layer(model)
     y = records[-1].y[:, :n]  # (B, n, D)
     read = lambda x: model.fc_norm(model.norm(x))
@@ -604,15 +605,16 @@ def _group_maps(model, layers, images, classes, start, clamp, gradient, seed):
     first = torch.ones_like(logit) if seed == "one_hot" else logit
     R = linear_rule(z.flatten(1)[:, None, None], w.flatten(2)[:, :, None], first[..., None, None]).view_as(w)
     G = pull_back(read, y, w) if gradient else None
-    row = torch.full_like(w[..., 0], 1 / n)  # (B, C, n)
-    for b in reversed(range(start, len(records))):
+    row, rows = torch.full_like(w[..., 0], 1 / n), {}  # (B, C, n)
+    for b in reversed(range(min(starts), len(records))):
         block, t, n = model.blocks[b], records.pop(), R.shape[2]
         heads = lambda x: x.unflatten(-1, (block.attn.num_heads, -1)).transpose(-3, -2)  # (..., n, h*d) -> (..., h, n, d)
         R_x, R_o, G_x1, G_o = block_mlp_rule(block, layers[b], t, R, G)
         row, R_qkv, G_qkv = attention_rule(t.q[:, :, :n], t.k, t.v, heads(t.o[:, :n]), heads(R_o), heads(G_o) if gradient else None,
-                                           row, block.attn.scale, b > start, clamp)
-        if b > start: R, G = _below_attention(block, layers[b], t, R_x, R_qkv, G_x1, G_qkv)
-    return row
+                                           row, block.attn.scale, b > min(starts), clamp)
+        rows[b] = row
+        if b > min(starts): R, G = _below_attention(block, layers[b], t, R_x, R_qkv, G_x1, G_qkv)
+    return torch.stack([rows[b] for b in starts])
 
 RECORD_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # of the record of one group
 
@@ -620,25 +622,25 @@ def all_block_maps(
     model: nn.Module,  # timm ViT, in float32 or float64
     images: torch.Tensor,  # (B, 3, H, W)
     pairs: torch.Tensor,  # (P, 2)
-    start: int = 0,
+    starts: Sequence[int] = (0,),  # first blocks
     clamp: bool = True,
     gradient: bool = True,
     seed: str = "one_hot",
-) -> torch.Tensor:  # (P, N) with the prefix tokens
-    "Maps from all blocks from `start` on, of all pairs."
+) -> torch.Tensor:  # (S, P, N) with the prefix tokens
+    "Maps from all blocks from each of `starts` on, of all pairs: one walk down passes them all."
     layers = [SimpleNamespace(qkv=SharedLinear(b.attn.qkv), proj=SharedLinear(b.attn.proj), fc1=SharedLinear(b.mlp.fc1),
-                              fc2=SharedLinear(b.mlp.fc2)) if i >= start else None for i, b in enumerate(model.blocks)]
+                              fc2=SharedLinear(b.mlp.fc2)) if i >= min(starts) else None for i, b in enumerate(model.blocks)]
     patches = (images.shape[-2] // model.patch_embed.patch_size[0]) * (images.shape[-1] // model.patch_embed.patch_size[1])
     N = patches + model.num_prefix_tokens
     record = len(layers) * N * sum(w.W.shape[0] + w.W.shape[1] for w in vars(layers[-1]).values()) * images.element_size()
     group = max(1, RECORD_BYTES.get(images.device.type, 1 << 29) // record)  # images
     counts, order = pairs[:, 0].bincount(minlength=len(images)), pairs[:, 0].argsort(stable=True)
-    first, maps = counts.cumsum(0) - counts, images.new_empty(len(pairs), N)
+    first, maps = counts.cumsum(0) - counts, images.new_empty(len(starts), len(pairs), N)
     for count in counts.unique().tolist():
         if not count: continue
         for chosen in (counts == count).nonzero()[:, 0].split(group):
             place = order[first[chosen, None] + torch.arange(count, device=order.device)]  # (B, C) rows of `pairs`
-            maps[place] = _group_maps(model, layers, images[chosen], pairs[place, 1], start, clamp, gradient, seed)
+            maps[:, place] = _group_maps(model, layers, images[chosen], pairs[place, 1], starts, clamp, gradient, seed)
     return maps
 
 # %% ../nbs/05_relevance.ipynb #8551770e
@@ -646,20 +648,23 @@ def dtd_maps(
     model: nn.Module,  # timm ViT, see `check_vit`
     images: torch.Tensor,  # (B, 3, H, W), normalised as the model was trained
     pairs: torch.Tensor,  # (P, 2) int64: image index, class index
-    start_block: int | None = None,  # the first block that takes part, from 0; None: the last block alone
+    start_block: int | Sequence[int] | None = None,  # the first block that takes part, from 0; None: the last block alone; several: maps of each
     *,
     clamp: bool = True,  # negative products to 0 before the mean over heads; False: eq. 4 as the paper prints it
     gradient: bool = True,  # weigh relevance by the gradient
     seed: str = "one_hot",  # what relevance starts from: "one_hot", or the "logit" as in eq. 1
-) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised; float64 for a float64 model, else float32
+) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised; float64 for a float64 model, else float32; (S, P, h, w) for several start blocks
     "Heat maps by deep Taylor decomposition; the last block's cost about one forward pass for all classes together."
     h, w = check_inputs(model, images, pairs)
-    start, last = _check_options(model, start_block, seed), len(model.blocks) - 1
+    several, last = isinstance(start_block, (tuple, list)), len(model.blocks) - 1
+    if several and not start_block: raise InputError("start_block is empty; expected one or more blocks.")
+    starts = [_check_options(model, start, seed) for start in (start_block if several else [start_block])]
     with torch.inference_mode(False), torch.no_grad():
-        if not len(pairs): return precise(model.head).weight.new_zeros(0, h, w)
-        if start == last: maps = last_block_maps(model, images, pairs, clamp, gradient, seed)  # autocast stays as it is, for the blocks
+        if not len(pairs): maps = precise(model.head).weight.new_zeros(len(starts), 0, model.num_prefix_tokens + h * w)
+        elif starts == [last]: maps = last_block_maps(model, images, pairs, clamp, gradient, seed)[None]  # autocast stays as it is, for the blocks
         else:
             with precise_mode(images.device):
                 full = precise(model)
-                maps = all_block_maps(full, images.to(full.cls_token.dtype), pairs, start, clamp, gradient, seed)
-        return maps[:, model.num_prefix_tokens:].unflatten(-1, (h, w))
+                maps = all_block_maps(full, images.to(full.cls_token.dtype), pairs, starts, clamp, gradient, seed)
+        maps = maps[..., model.num_prefix_tokens:].unflatten(-1, (h, w))
+        return maps if several else maps[0]
