@@ -19,19 +19,46 @@ def row(name, miou=None, paper=None, single=None, **more):
     "A row that worked, as run_row makes it."
     single = [miou] if single is None else single
     scores = [dict(labels={}, evaluation=dict(miou=m, iou={"background": 90.0, "cat": m, "dog": None})) for m in single]
-    return dict(name=name, miou=miou, std=1.0 if len(single) > 1 else None, seeds=list(range(len(single))), pseudo_label_miou=40.04, paper=paper, note="", status="ok",
-                error=None, config={"labels.rule.epom": "EPOM" in name, "classifier.steps": 10, "seed": 0}, measures={}, stages=[], metrics=scores) | more
+    return (
+        dict(
+            name=name,
+            miou=miou,
+            std=1.0 if len(single) > 1 else None,
+            seeds=list(range(len(single))),
+            pseudo_label_miou=40.04,
+            paper=paper,
+            note="",
+            status="ok",
+            error=None,
+            config={"labels.rule.epom": "EPOM" in name, "classifier.steps": 10, "seed": 0},
+            measures={},
+            stages=[],
+            metrics=scores,
+        )
+        | more
+    )
 
 
 def write_run(folder, rows, name="table2", **more):
     folder.mkdir(parents=True, exist_ok=True)
-    table = dict(table=name, title="What each component adds", preset="toy", rows=rows, versions={"torch": "2.14.1"}, device="a CPU, 2 threads") | more
+    table = (
+        dict(
+            table=name,
+            title="What each component adds",
+            preset="toy",
+            rows=rows,
+            versions={"torch": "2.14.1"},
+            device="a CPU, 2 threads",
+        )
+        | more
+    )
     (folder / f"{name}.json").write_text(json.dumps(table))
     return folder
 
 
 class Page(HTMLParser):
     "The page's tables as lists of rows of cell texts, its text without the style; it must nest properly."
+
     VOID = {"meta", "img", "br", "wbr", "path", "rect"}
 
     def __init__(self, path):
@@ -72,41 +99,95 @@ def report(tmp_path, *runs):
 
 
 def test_a_table_with_its_numbers(tmp_path):
-    run = write_run(tmp_path / "run", [row("base", 50.0, 59.5), row("+ EPOM*", 55.04, 54.0, measures={"heat maps, train": [33.33]}, note="set 'good'")])
+    run = write_run(
+        tmp_path / "run",
+        [
+            row("base", 50.0, 59.5),
+            row("+ EPOM*", 55.04, 54.0, measures={"heat maps, train": [33.33]}, note="set 'good'"),
+        ],
+    )
     page = report(tmp_path, run)
     head, base, epom = page.find("rows")[0]
-    assert head == ["row", "paper", "mIoU, val", "", "pseudo labels, train", "heat maps, train", "Δ paper", "Δ first", "status"]
+    assert head == [
+        "row",
+        "paper",
+        "mIoU, val",
+        "",
+        "pseudo labels, train",
+        "heat maps, train",
+        "Δ paper",
+        "Δ first",
+        "status",
+    ]
     assert base == ["base", "59.5", "50.0", "", "40.0", "", "−9.5", "", "ok"]
     assert epom == ["+ EPOM* set 'good'", "54.0", "55.0", "", "40.0", "33.3", "+1.0", "+5.0", "ok"]
-    assert page.find("summary")[0][1] == ["Table 2: What each component adds", "run", "toy", "0", "a CPU, 2 threads", "2"]
-    assert "for orientation only" in page.text and "2 rows: 2 ok." in page.text and "first row that worked, “base”" in page.text
+    assert page.find("summary")[0][1] == [
+        "Table 2: What each component adds",
+        "run",
+        "toy",
+        "0",
+        "a CPU, 2 threads",
+        "2",
+    ]
+    assert (
+        "for orientation only" in page.text
+        and "2 rows: 2 ok." in page.text
+        and "first row that worked, “base”" in page.text
+    )
     classes, config, versions = page.find("matrix")
-    assert classes == [["", "base", "+ EPOM*"], ["background", "90.0", "90.0"], ["cat", "50.0", "55.0"], ["dog", "", ""]]
+    assert classes == [
+        ["", "base", "+ EPOM*"],
+        ["background", "90.0", "90.0"],
+        ["cat", "50.0", "55.0"],
+        ["dog", "", ""],
+    ]
     assert config == [["", "labels. rule. epom"], ["base", "false"], ["+ EPOM*", "true"]] and "steps 10" in page.text
     assert versions == [["", "run"], ["device", "a CPU, 2 threads"], ["torch", "2.14.1"]]
 
 
 def test_seeds_are_listed_with_mean_and_spread(tmp_path):
     three = row("base", 50.0, 59.5, single=[49.0, 50.0, 51.0], measures={"heat maps": [30.0, 32.0, 34.0]})
-    cut = row("+ EPOM*", None, 60.0, single=[52.0], seeds=[0, 1, 2], status="failed", error="RuntimeError: out of memory", pseudo_label_miou=None)
+    cut = row(
+        "+ EPOM*",
+        None,
+        60.0,
+        single=[52.0],
+        seeds=[0, 1, 2],
+        status="failed",
+        error="RuntimeError: out of memory",
+        pseudo_label_miou=None,
+    )
     page = report(tmp_path, write_run(tmp_path / "run", [three, cut]))
     head, base, epom, error = page.find("rows")[0]
     assert head[2:5] == ["mIoU, val", "", "seeds 0 · 1 · 2"]
     assert base[2:] == ["50.0 ± 1.0", "", "49.0 · 50.0 · 51.0", "40.0", "32.0 ± 2.0", "−9.5", "ok"]
-    assert epom[2:] == ["", "", "52.0", "", "", "", "failed"] and error == ["RuntimeError: out of memory"]  # what finished is shown, no mean is made of it
+    assert epom[2:] == ["", "", "52.0", "", "", "", "failed"] and error == [
+        "RuntimeError: out of memory"
+    ]  # what finished is shown, no mean is made of it
     assert page.find("matrix")[0][2] == ["cat", "50.0", "52.0"] and "seeds 0, 1, 2" in page.text
 
 
 def test_failed_skipped_and_quoted_rows(tmp_path):
-    rows = [dict(name="NSROM", status="quoted", miou=None, paper=68.3, note="ResNet-101", seeds=[]), row("base", 50.0, 59.5),
-            dict(name="+ Sal", status="failed", paper=70.2, error="InputError: x.png does not exist.", traceback="Traceback: line 1"),
-            dict(name="+ Sal (NSROM)", status="skipped", paper=68.9, note="there is no set", error="there is no set")]
+    rows = [
+        dict(name="NSROM", status="quoted", miou=None, paper=68.3, note="ResNet-101", seeds=[]),
+        row("base", 50.0, 59.5),
+        dict(
+            name="+ Sal",
+            status="failed",
+            paper=70.2,
+            error="InputError: x.png does not exist.",
+            traceback="Traceback: line 1",
+        ),
+        dict(name="+ Sal (NSROM)", status="skipped", paper=68.9, note="there is no set", error="there is no set"),
+    ]
     page = report(tmp_path, write_run(tmp_path / "run", rows))
     head, quoted, base, failed, error, skipped, reason = page.find("rows")[0]
     assert quoted == ["NSROM ResNet-101", "68.3", "", "", "", "", "quoted"] and "as the paper prints them" in page.text
     assert failed[-1] == "failed" and error == ["InputError: x.png does not exist. traceback Traceback: line 1"]
     assert skipped[0] == "+ Sal (NSROM)" and skipped[-1] == "skipped" and reason == ["there is no set"]  # said once
-    assert page.find("summary")[0][0][5:] == ["ok", "failed", "skipped", "quoted"] and page.find("summary")[0][1][5:] == ["1", "1", "1", "1"]
+    assert page.find("summary")[0][0][5:] == ["ok", "failed", "skipped", "quoted"] and page.find("summary")[0][1][
+        5:
+    ] == ["1", "1", "1", "1"]
     assert "4 rows: 1 ok, 1 failed, 1 skipped, 1 quoted." in page.text
 
 
@@ -118,7 +199,11 @@ def test_nothing_worked(tmp_path):
 
 def test_runs_stand_beside_each_other(tmp_path):
     one = write_run(tmp_path / "a" / "toy", [row("base", 50.0, 59.5), row("+ EPOM*", 55.0, 60.0)])
-    two = write_run(tmp_path / "b" / "toy", [row("extra", 20.0), row("base", 52.0, 59.5, config={"labels.rule.epom": False, "classifier.steps": 20})], preset="voc")
+    two = write_run(
+        tmp_path / "b" / "toy",
+        [row("extra", 20.0), row("base", 52.0, 59.5, config={"labels.rule.epom": False, "classifier.steps": 20})],
+        preset="voc",
+    )
     write_run(two, [row("DTD", None)], name="figure4", title="")
     page = report(tmp_path, one, two)
     table, figure = page.find("rows")
@@ -127,23 +212,37 @@ def test_runs_stand_beside_each_other(tmp_path):
     assert table[3] == ["+ EPOM*", "60.0", "55.0", "", "40.0", "−5.0", "+5.0", "ok", "", "", "", "", "", ""]
     assert table[4] == ["extra", "", "", "", "", "", "", "", "20.0", "", "40.0", "", "", "ok"]
     assert figure == [["row", "pseudo labels, train", "status"], ["DTD", "40.0", "ok"]]
-    assert [line[:3] for line in page.find("summary")[0][1:]] == [["Table 2: What each component adds", "a/toy", "toy"],
-                                                                   ["Table 2: What each component adds", "b/toy", "voc"], ["Figure 4", "b/toy", "toy"]]
+    assert [line[:3] for line in page.find("summary")[0][1:]] == [
+        ["Table 2: What each component adds", "a/toy", "toy"],
+        ["Table 2: What each component adds", "b/toy", "voc"],
+        ["Figure 4", "b/toy", "toy"],
+    ]
     assert "What differs between the rows of a/toy" in page.text and "“base” or “extra”" in page.text
 
 
 def test_what_differs_between_runs_and_what_all_share(tmp_path):
     config = {"labels.rule.epom": True, "classifier.steps": 10, "seed": 0, "rounds": 1}
-    one = write_run(tmp_path / "one", [row("x", 1.0, config=config), row("y", 1.0, config=config | {"labels.rule.epom": False}), row("z", status="skipped", config=None)])
+    one = write_run(
+        tmp_path / "one",
+        [
+            row("x", 1.0, config=config),
+            row("y", 1.0, config=config | {"labels.rule.epom": False}),
+            row("z", status="skipped", config=None),
+        ],
+    )
     two = write_run(tmp_path / "two", [row("x", 1.0, config=config | {"classifier.steps": 20, "new": [1, None]})])
     matrices = report(tmp_path, one, two).find("matrix")
     assert [["", "one", "two"], ["classifier.steps", "10", "20"], ["new", "–", "[1, null]"]] in matrices
     assert [["", "labels. rule. epom"], ["x", "true"], ["y", "false"]] in matrices
-    assert not any("rounds" in str(m) or "seed" in str(m) for m in matrices)  # shared by all; seeds are listed elsewhere
+    assert not any(
+        "rounds" in str(m) or "seed" in str(m) for m in matrices
+    )  # shared by all; seeds are listed elsewhere
 
 
 def test_paper_figures_that_differ_are_both_shown(tmp_path):
-    page = report(tmp_path, write_run(tmp_path / "one", [row("x", 1.0, 59.5)]), write_run(tmp_path / "two", [row("x", 1.0, 60.0)]))
+    page = report(
+        tmp_path, write_run(tmp_path / "one", [row("x", 1.0, 59.5)]), write_run(tmp_path / "two", [row("x", 1.0, 60.0)])
+    )
     assert page.find("rows")[0][2][1] == "59.5 / 60.0"
 
 
@@ -158,17 +257,26 @@ def test_shared_stages_are_counted_once(tmp_path):
     run = write_run(tmp_path / "one", rows)
     write_run(run, [row("blocks", 1.0, stages=[[classifier, stage("labels", 9, 7.0)]])], name="table3")
     page = report(tmp_path, run)
-    assert page.find("costs")[0][1:] == [["classifier", "1", "100.0 s", "2.5"], ["labels", "3", "15.0 s", "1.0"], ["sum", "4", "115.0 s", "2.5"]]
+    assert page.find("costs")[0][1:] == [
+        ["classifier", "1", "100.0 s", "2.5"],
+        ["labels", "3", "15.0 s", "1.0"],
+        ["sum", "4", "115.0 s", "2.5"],
+    ]
     assert page.find("costs")[1][1] == ["classifier-000000000001", "3", "100.0", "2.5"]
     assert [line[-1] for line in page.find("summary")[0][1:]] == ["115.0 s", "107.0 s"]
-    assert "The 5 stages behind them took 2.0 min (what rows or tables share is counted once), with a peak memory of 2.5 GiB." in page.text  # 122 s
+    assert (
+        "The 5 stages behind them took 2.0 min (what rows or tables share is counted once), with a peak memory of 2.5 GiB."
+        in page.text
+    )  # 122 s
     two = write_run(tmp_path / "two", [row("a", 1.0, stages=[[again]])])  # made anew, elsewhere: that is other work
     assert "The 6 stages behind them took 3.9 min" in report(tmp_path, run, two).text
 
 
 def test_an_older_file(tmp_path):
     "No title, no measures, no notes; stages as names of folders."
-    old = {key: value for key, value in row("base", 50.0, 59.5).items() if key not in ("measures", "note", "std", "seeds")}
+    old = {
+        key: value for key, value in row("base", 50.0, 59.5).items() if key not in ("measures", "note", "std", "seeds")
+    }
     old["stages"] = [["labels-0123456789ab", "segmenter-b179ccd7bafd"]]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "table2.json").write_text(json.dumps(dict(table="table2", rows=[old])))
@@ -176,15 +284,28 @@ def test_an_older_file(tmp_path):
     assert page.find("summary")[0][1] == ["Table 2", "run", "", "", "", "1"] and "took" not in page.text
     assert page.find("costs")[1][1:] == [["labels-0123456789ab", "1", "", ""], ["segmenter-b179ccd7bafd", "1", "", ""]]
     new = write_run(tmp_path / "new", [row("base", 1.0, stages=[[stage("labels", 1)]])])
-    assert "The 3 stages behind them took 10.0 s as far as it was recorded" in report(tmp_path, tmp_path / "run", new).text
+    assert (
+        "The 3 stages behind them took 10.0 s as far as it was recorded" in report(tmp_path, tmp_path / "run", new).text
+    )
 
 
 def test_everything_is_escaped(tmp_path):
-    evil = row(EVIL, 50.0, note=EVIL, error=EVIL, status=EVIL, traceback=EVIL, measures={EVIL: [1.0]}, config={EVIL: EVIL, "a." + EVIL: EVIL},
-               stages=[[dict(stage=EVIL, folder=EVIL, seconds=1.0, peak_gib=1.0)]])
+    evil = row(
+        EVIL,
+        50.0,
+        note=EVIL,
+        error=EVIL,
+        status=EVIL,
+        traceback=EVIL,
+        measures={EVIL: [1.0]},
+        config={EVIL: EVIL, "a." + EVIL: EVIL},
+        stages=[[dict(stage=EVIL, folder=EVIL, seconds=1.0, peak_gib=1.0)]],
+    )
     evil["metrics"][0]["evaluation"]["iou"][EVIL] = 1.0
-    run = write_run(tmp_path / "<b>", [evil, row('">', 1.0)], title=EVIL, preset=EVIL, device=EVIL, versions={EVIL: EVIL})
-    (run / "table2_<b>\".png").write_bytes(PNG)
+    run = write_run(
+        tmp_path / "<b>", [evil, row('">', 1.0)], title=EVIL, preset=EVIL, device=EVIL, versions={EVIL: EVIL}
+    )
+    (run / 'table2_<b>".png').write_bytes(PNG)
     page = report(tmp_path, run)  # Page refuses a script and wrong nesting
     assert page.text.count(EVIL) >= 15 and "<b>" not in page.source
 
@@ -193,14 +314,30 @@ def test_pictures_lie_in_the_page_with_their_captions(tmp_path):
     run = write_run(tmp_path / "run", [row("base", 50.0)])
     for name in ("table2_labels.png", "table2.png", "table2_more_maps.png", "table3_labels.png", "table2_labels.pdf"):
         (run / name).write_bytes(PNG)
-    cells = [("code", 'experiment.save(label_gallery(experiment, results), "labels");'), ("markdown", ["*Labels that each row\n", "made.*\n", "\nMore."]),
-             ("code", "experiment.save(fig);"), ("markdown", "No caption."), ("code", "%broken"), ("markdown", "*not a figure's*")]
+    cells = [
+        ("code", 'experiment.save(label_gallery(experiment, results), "labels");'),
+        ("markdown", ["*Labels that each row\n", "made.*\n", "\nMore."]),
+        ("code", "experiment.save(fig);"),
+        ("markdown", "No caption."),
+        ("code", "%broken"),
+        ("markdown", "*not a figure's*"),
+    ]
     notebook = dict(cells=[dict(cell_type=kind, source=source) for kind, source in cells[:4]])
     (run / "table2.ipynb").write_text(json.dumps(notebook))
     page = report(tmp_path, run)
-    assert re.findall(r"<figcaption>(.*?)</figcaption>", page.source) == ["Table 2", "Labels that each row made.", "Table 2: more maps"]
-    assert page.source.count('src="data:image/png;base64,iVBORw0KGgpwaWN0dXJl"') == 3 and not re.search(r"(src|href)=\"(?!data:|#)", page.source)
-    for broken in ("{", "[]", json.dumps(dict(cells=[dict(cell_type=k, source=s) for k, s in cells]))):  # a notebook only adds: a broken one takes nothing away
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", page.source) == [
+        "Table 2",
+        "Labels that each row made.",
+        "Table 2: more maps",
+    ]
+    assert page.source.count('src="data:image/png;base64,iVBORw0KGgpwaWN0dXJl"') == 3 and not re.search(
+        r"(src|href)=\"(?!data:|#)", page.source
+    )
+    for broken in (
+        "{",
+        "[]",
+        json.dumps(dict(cells=[dict(cell_type=k, source=s) for k, s in cells])),
+    ):  # a notebook only adds: a broken one takes nothing away
         (run / "table2.ipynb").write_text(broken)
         assert read_captions(run / "table2.ipynb") == {}
         report(tmp_path, run)
@@ -210,23 +347,57 @@ def test_pictures_lie_in_the_page_with_their_captions(tmp_path):
 
 
 def test_names_of_runs(tmp_path):
-    assert run_names(["x/a", "x/b"]) == ["a", "b"] and run_names(["x/a/t", "y/a/t", "y/b/t"]) == ["x/a/t", "y/a/t", "y/b/t"]
+    assert run_names(["x/a", "x/b"]) == ["a", "b"] and run_names(["x/a/t", "y/a/t", "y/b/t"]) == [
+        "x/a/t",
+        "y/a/t",
+        "y/b/t",
+    ]
     assert run_names([tmp_path / "a" / ".." / "b"]) == ["b"] and run_names(["x/toy", "x"])[0] == "toy"
     with pytest.raises(InputError, match="is named twice"):
         run_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
-ROWS = ['"miou": "high"', '"miou": [1]', '"measures": {"m": 3}', '"measures": [1]', '"stages": [[{"stage": "labels"}]]', '"stages": [3]', '"metrics": [3]',
-        '"metrics": [{"evaluation": {"miou": "x"}}]', '"config": [1]', '"seeds": 3', '"note": 3', '"error": {}, "traceback": 5']
+ROWS = [
+    '"miou": "high"',
+    '"miou": [1]',
+    '"measures": {"m": 3}',
+    '"measures": [1]',
+    '"stages": [[{"stage": "labels"}]]',
+    '"stages": [3]',
+    '"metrics": [3]',
+    '"metrics": [{"evaluation": {"miou": "x"}}]',
+    '"config": [1]',
+    '"seeds": 3',
+    '"note": 3',
+    '"error": {}, "traceback": 5',
+]
 
 
-@pytest.mark.parametrize("content", ["", "{", "\udcff", "[]", "null", "3", "{}", '{"rows": 3}', '{"rows": [3]}', '{"rows": [{"name": "x"}]}', '{"rows": [{"status": "ok"}]}',
-                                     '{"rows": [], "versions": [1]}', '{"rows": [], "title": 3}',
-                                     *('{"rows": [{"name": "x", "status": "ok", %s}]}' % part for part in ROWS)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "\udcff",
+        "[]",
+        "null",
+        "3",
+        "{}",
+        '{"rows": 3}',
+        '{"rows": [3]}',
+        '{"rows": [{"name": "x"}]}',
+        '{"rows": [{"status": "ok"}]}',
+        '{"rows": [], "versions": [1]}',
+        '{"rows": [], "title": 3}',
+        *('{"rows": [{"name": "x", "status": "ok", %s}]}' % part for part in ROWS),
+    ],
+)
 def test_malformed_files_are_named(tmp_path, content):
     run = write_run(tmp_path / "run", [])
     (run / "table2.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"run.table2\.json (cannot be read as JSON|is not as wegformer reproduce writes it)"):
+    with pytest.raises(
+        InputError, match=r"run.table2\.json (cannot be read as JSON|is not as wegformer reproduce writes it)"
+    ):
         write_report([run], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -248,9 +419,14 @@ def test_wrong_runs(tmp_path):
 def test_sections_follow_the_paper_and_long_tables_are_folded(tmp_path):
     run = tmp_path / "run"
     for name in reversed(NAMES):
-        write_run(run, [row(f"{name} {k}", 1.0) for k in range(61 if name == "sensitivity" else 2)], name=name, title="")
+        write_run(
+            run, [row(f"{name} {k}", 1.0) for k in range(61 if name == "sensitivity" else 2)], name=name, title=""
+        )
     page = report(tmp_path, run)
-    assert re.findall(r'<section id="(.*?)">', page.source) == list(NAMES) and page.source.count("<summary>61 rows</summary>") == 1
+    assert (
+        re.findall(r'<section id="(.*?)">', page.source) == list(NAMES)
+        and page.source.count("<summary>61 rows</summary>") == 1
+    )
     assert list(read_runs([run])) == list(NAMES)
     assert write_report([run], run / "report.html").read_text() == write_report([run], run / "again.html").read_text()
 

@@ -225,9 +225,9 @@ def _reference(table: TableRecord) -> RowRecord | None:
     return next((row for row in table.rows if row.status == "ok" and row.miou is not None), None)
 
 def _columns(table: TableRecord) -> list[tuple[str, Callable[[RowRecord], str]]]:  # header, a row's cell
-    first, several = _reference(table), len(table.seeds) > 1
+    first, seeds = _reference(table), table.seeds if len(table.seeds) > 1 else ()
     columns = [("mIoU, val", lambda row: _spread(row.miou, row.std)),
-               ("seeds " + " · ".join(map(str, table.seeds)), lambda row: " · ".join(map(_one, row.single)) if several else ""),
+               ("seeds " + " · ".join(map(str, seeds)), lambda row: " · ".join(map(_one, row.single)) if seeds else ""),
                ("pseudo labels, train", lambda row: _one(row.pseudo_labels))]
     for label in dict.fromkeys(chain(*(row.measures for row in table.rows))):
         columns.append((label, lambda row, label=label: _measure(row.measures.get(label, ()))))
@@ -251,7 +251,8 @@ def _lines(tables: Sequence[TableRecord]) -> list[dict]:
             paper=" / ".join(dict.fromkeys(_one(row.paper) for _, row in there if row.paper is not None)),
             notes=list(dict.fromkeys(row.note for _, row in there if row.note and row.note != row.error)),
             errors=[(run, row) for run, row in there if row.error],
-            runs=[dict(row=row, cells=[cell(row) if row else "" for _, cell in its]) for row, its in zip(rows, columns)]))
+            runs=[dict(row=row, cells=[cell(row) if row else "" for _, cell in own])
+                  for row, own in zip(rows, columns)]))
     return lines
 
 # %% ../nbs/14a_report.ipynb #49831a0c
@@ -297,8 +298,8 @@ def _sums(work: Sequence[Work]) -> dict:
 CAUTION = {
     "toy": "Preset toy: small networks and, unless a folder is named, drawn pictures. The paper's figures belong to "
            "PASCAL VOC 2012; the difference to them is shown for orientation only.",
-    "smoke": "Preset smoke: the chain at its smallest, to see that it runs. Its numbers mean nothing; the paper's figures "
-             "belong to PASCAL VOC 2012."}
+    "smoke": "Preset smoke: the chain at its smallest, to see that it runs. Its numbers mean nothing; the paper's "
+             "figures belong to PASCAL VOC 2012."}
 REMINDER = {"toy": "Preset toy: Δ paper is for orientation only.",  # under each table
             "smoke": "Preset smoke: the numbers mean nothing."}
 
@@ -315,8 +316,10 @@ def _classes(table: TableRecord) -> dict | None:
 def _made(table: TableRecord) -> dict:
     "What the page shows of a table in one run, apart from its rows."
     headers = [header for header, _ in _columns(table)]
-    return dict(name=table.run, preset=table.preset, device=table.device, seeds=", ".join(map(str, table.seeds)), headers=headers,
-                bar="mIoU, val" in headers, counts=Counter(row.status for row in table.rows), pictures=table.pictures,
+    bar = "mIoU, val" in headers
+    return dict(name=table.run, preset=table.preset, device=table.device, seeds=", ".join(map(str, table.seeds)),
+                headers=headers, bar=bar, width=len(headers) + bar + 1, pictures=table.pictures,
+                counts=Counter(row.status for row in table.rows),
                 costs=_costs([work for row in table.rows for work in row.work]))
 
 def _section(tables: Sequence[TableRecord]) -> dict:
@@ -368,7 +371,7 @@ _PAGE = """<!doctype html>
 # %% ../nbs/14a_report.ipynb #a765b887
 _SECTION = """{% set several = s.runs|length > 1 %}
 {% set papers = s.lines|map(attribute="paper")|select|list|length > 0 %}
-{% set width = s.runs|map(attribute="headers")|map("length")|sum + s.runs|sum(attribute="bar") + s.runs|length + papers + 1 %}
+{% set width = 1 + papers + s.runs|map(attribute="width")|sum %}
 <section id="{{ s.name }}">
 <h2>{{ s.title }}</h2>
 <p class="made">{% for run in s.runs %}{% if several %}<b>{{ run.name }}</b>: {% endif %}
@@ -378,8 +381,7 @@ preset {{ run.preset or "unknown" }}, seed{{ "s" if "," in run.seeds else "" }} 
 <div class="wide"><table class="rows{{ " several" if several else "" }}">
 <thead>
 {% if several %}<tr><td colspan="{{ 1 + papers }}"></td>
-{% for run in s.runs %}<th class="group" colspan="{{ run.headers|length + 1 + run.bar }}">{{ run.name }}</th>{% endfor %}
-</tr>{% endif %}
+{% for run in s.runs %}<th class="group" colspan="{{ run.width }}">{{ run.name }}</th>{% endfor %}</tr>{% endif %}
 <tr><th>row</th>{% if papers %}<th class="n">paper</th>{% endif %}{% for run in s.runs %}
 {% for header in run.headers %}<th class="n {{ "start" if loop.first else "" }}">{{ header }}</th>
 {% if loop.first and run.bar %}<th class="bar"></th>{% endif %}{% endfor %}
@@ -546,6 +548,8 @@ dd span { color: var(--soft) }
   body { font-size: 10pt; margin: 0; padding: 0; max-width: none }
   .wide { overflow: visible }
   th, td { padding: .2rem .4rem }
+  .several { font-size: 7pt }
+  .several th, .several td { padding: .2rem }
   h2 { break-after: avoid }
   tr, figure { break-inside: avoid } }
 """
@@ -560,14 +564,15 @@ def write_report(
     tables = list(chain(*found.values()))
     rows = [row for table in tables for row in table.rows]
     counts = Counter(row.status for row in rows)
-    states = [(state, counts[state]) for state in dict.fromkeys(["ok", "failed", "skipped", "quoted", *counts]) if counts[state]]
+    states = dict.fromkeys(["ok", "failed", "skipped", "quoted", *counts])
 
     templates = DictLoader(dict(page=_PAGE, section=_SECTION, details=_DETAILS))
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
     environment.filters |= dict(one=_one, breakable=_breakable)
     environment.globals["bar"] = _bar
     page = environment.get_template("page").render(
-        sections=[_section(same) for same in found.values()], states=states, cautions=_said(CAUTION, tables),
+        sections=[_section(same) for same in found.values()], cautions=_said(CAUTION, tables),
+        states=[(state, counts[state]) for state in states if counts[state]],
         costs=_costs([work for row in rows for work in row.work])["all"], style=Markup(_STYLE))
     with atomic_write(out) as handle:
         handle.write(page.encode())
