@@ -298,7 +298,7 @@ _WHERE = {
     "train_aug": "train_aug.txt with the SBD-augmented masks, as NSROM, DRS or MMSegmentation's data guide link them",
     "labels": "Annotations/ comes with VOC; cls_labels.npy with MCTformer, WeakTr, MECPformer and others",
     "masks": "SegmentationClassAug.zip, with the same data guides; needed to measure, not to train",
-    "saliency": "saliency_aug.tar.gz from NSROM's README, saliency_map.zip from DRS's release, or your own through rembg (U2-Net)",
+    "saliency": "saliency_aug.tar.gz from NSROM's README, saliency_map.zip from DRS's release, or your own: wegformer saliency makes them with rembg (U2-Net)",
 }
 
 def check(

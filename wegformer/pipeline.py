@@ -120,8 +120,7 @@ def cnn_baseline(
     "What a CNN with class activation maps in the place of the Transformer with DTD changes."
     toy = preset_name != "voc" and model is None
     own = {"classifier.model": "resnet_toy", "classifier.output_stride": 8} if toy else {"classifier.model": model or "resnet38"}
-    start = {"classifier.weights": weights} if weights else {"classifier.pretrained": False} if model is None and not toy else {}
-    return own | start | {"attention.method": "cam"}
+    return own | ({"classifier.weights": weights} if weights else {}) | {"attention.method": "cam"}
 
 # %% ../nbs/13_pipeline.ipynb #02ae5436
 def flatten(

@@ -67,13 +67,16 @@ def run_row(
                   config=None, measures={}, stages=[], metrics=[])
     if row.config is None:
         return result | (dict(status="quoted", seeds=[]) if row.quoted else dict(status="skipped", error=row.note))
-    result["config"] = flatten(row.config)
+    result["config"], root = flatten(row.config), cache or cache_dir() / "stages"
     try:
         for seed in seeds:
-            stages = _stages(row, override(row.config, {"seed": seed}), workers)
+            config = override(row.config, {"seed": seed})
+            stages = _stages(row, config, workers)
             done = {stage.name: read_done(run(stage, cache, log))["metrics"] for stage in stages}
+            if row.network and row.config.rounds > 1:  # the labels that count are those that the last network learned
+                done["labels"] = read_done(segmenter_stage(config, workers).needs["labels"].folder(root))["metrics"]
             chain = {s.key: s for stage in stages for s in stage.chain()}.values()
-            records = [(s, read_done(s.folder(cache or cache_dir() / "stages"))) for s in chain]
+            records = [(s, read_done(s.folder(root))) for s in chain]
             result["stages"].append([dict(stage=s.name, folder=f"{s.name}-{s.key}", seconds=r["seconds"], peak_gib=r["peak_gib"]) for s, r in records])
             result["metrics"].append(done)
             if row.heatmap and done["heatmap"]["miou"] is not None:
