@@ -197,6 +197,14 @@ def test_initial_weights_are_made_where_they_are_missing(changes, names, tmp_pat
     assert [s.key for s in other.chain() if s.name == "initial"] == [s.key for s in stage.chain() if s.name == "initial"]
 
 
+def test_other_weights_are_another_network(tmp_path):
+    keys = [segmenter_stage(override(SMOKE, recipe("smoke", "largefov") | {"labels.source": "masks", "segmenter.pretrained": False})).key]
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+        keys.append(segmenter_stage(override(SMOKE, recipe("smoke", "largefov") | {"labels.source": "masks", "segmenter.weights": str(tmp_path / name)})).key)
+    assert len(set(keys)) == 3
+
+
 def test_initial_weights_reach_the_network(tmp_path, monkeypatch):
     "Training starts from what the stage before it made."
     import wegformer.pipeline as pipeline

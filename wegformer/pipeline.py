@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'DataConfig', 'LabelConfig', 'PretrainConfig', 'Config', 'preset', 'recipe', 'cnn_baseline', 'flatten',
            'override', 'difference', 'Stage', 'versions', 'device_name', 'read_done', 'run', 'open_split',
            'classifier_stage', 'attention_stage', 'heatmap_stage', 'label_stage', 'initial_stage', 'segmenter_stage',
-           'relabel_stage', 'evaluation_stage']
+           'relabel_stage', 'predict_with', 'evaluation_stage']
 
 # %% ../nbs/13_pipeline.ipynb #65c7561f
 import dataclasses, difflib, hashlib, importlib.metadata, json, os, platform, resource, shutil, time
@@ -443,16 +443,18 @@ def initial_stage(config: Config, kind: Literal["labels", "masks"], workers: int
     return Stage("initial", dict(kind=kind, network=network | dict(steps=steps), images=pretrain.images, precision=recipe.precision,
                                  initial=_segmenter_start(config) if kind == "masks" else None), make, needs)
 
+def _is_made(recipe: SegmenterConfig) -> bool:
+    "Whether a stage has to make the weights that the backbone starts from."
+    return recipe.pretrained and recipe.weights is None and recipe.backbone in wegformer.toymodels.MADE
+
 def _initial_needs(config: Config, workers: int) -> dict[str, Stage]:
-    "The stage that makes the backbone's weights, where the package has to make them."
-    recipe = config.segmenter
-    made = recipe.pretrained and recipe.weights is None and recipe.backbone in wegformer.toymodels.MADE
-    return dict(initial=initial_stage(config, "labels", workers)) if made else {}
+    "The stage that makes the backbone's weights, where one has to."
+    return dict(initial=initial_stage(config, "labels", workers)) if _is_made(config.segmenter) else {}
 
 def _segmenter_start(config: Config) -> str:
     "A fingerprint of the weights that the backbone starts from where no stage makes them."
     recipe = config.segmenter
-    return "" if recipe.backbone in wegformer.toymodels.MADE else _initial(recipe.pretrained, recipe.weights, recipe.backbone)
+    return "" if _is_made(recipe) else _initial(recipe.pretrained, recipe.weights, recipe.backbone)
 
 def _training_fields(recipe: SegmenterConfig) -> dict[str, Any]:
     "What of a recipe decides the trained network, apart from the file that it starts from."
@@ -492,15 +494,23 @@ def relabel_stage(config: Config, workers: int, rounds: int) -> Stage:
     return Stage("relabel", dict(scales=recipe.test_scales, flip=recipe.test_flip, precision=recipe.precision), make,
                  dict(segmenter=segmenter_stage(config, workers, rounds)))
 
+def predict_with(
+    recipe: SegmenterConfig,
+    folder: Path,  # of a segmenter stage
+    voc: VOCDataset,
+    out: Path,  # folder for ID.png
+) -> Path:  # the folder
+    "Predict a split with a trained network, as the recipe tests."
+    model, _, _ = load_segmenter(folder / "model.safetensors")
+    return predict_dataset(model.to(default_device()), voc, out, scales=recipe.test_scales, flip=recipe.test_flip,
+                           crf=CRFParams() if recipe.crf else None, precision=recipe.precision, workers=os.cpu_count() if recipe.crf else 0)
+
 def evaluation_stage(config: Config, workers: int = 0) -> Stage:
     "Predicts the val images at full resolution and measures the mIoU: predictions/ID.png, evaluation.json."
     recipe, val = _resolved(config.segmenter), open_split(config.data, "val")
 
     def make(out: Path, needs: dict) -> dict:
-        model, _, _ = load_segmenter(needs["segmenter"] / "model.safetensors")
-        predict_dataset(model.to(default_device()), val, out / "predictions", scales=recipe.test_scales, flip=recipe.test_flip,
-                        crf=CRFParams() if recipe.crf else None, precision=recipe.precision, workers=os.cpu_count() if recipe.crf else 0)
-        score = evaluate(out / "predictions", val)
+        score = evaluate(predict_with(recipe, needs["segmenter"], val, out / "predictions"), val)
         with atomic_write(out / "evaluation.json", "w") as handle:
             json.dump(score.to_dict(), handle, indent=1)
         return score.to_dict()

@@ -18,9 +18,10 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from .data import InputError, atomic_write
+from .reproduce import NOTEBOOKS, format_mean, format_number
 
 # %% ../nbs/14a_report.ipynb #a669f185
-NAMES = ("table1", "table2", "table3", "table4", "figure1", "figure3", "figure4", "figure5", "sensitivity")
+NAMES = tuple(name for names in NOTEBOOKS.values() for name in sorted(names))
 
 @dataclass(frozen=True)
 class Work:
@@ -194,25 +195,11 @@ def read_runs(
     return {name: found for name, found in tables.items() if found}
 
 # %% ../nbs/14a_report.ipynb #ba7b5032
-def _one(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
 def _signed(ours: float | None, theirs: float | None) -> str:
     "A difference in points."
     if ours is None or theirs is None:
         return ""
     return f"{round(ours - theirs, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: never −0.0
-
-def _spread(mean: float | None, std: float | None) -> str:
-    return _one(mean) + ("" if mean is None or std is None else f" ± {std:.1f}")
-
-def _measure(values: Sequence[float]) -> str:
-    "Mean and sample standard deviation of one value for each seed."
-    if not values:
-        return ""
-    mean = sum(values) / len(values)
-    std = (sum((v - mean)**2 for v in values) / (len(values) - 1))**0.5 if len(values) > 1 else None
-    return _spread(mean, std)
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
@@ -226,11 +213,11 @@ def _reference(table: TableRecord) -> RowRecord | None:
 
 def _columns(table: TableRecord) -> list[tuple[str, Callable[[RowRecord], str]]]:  # header, a row's cell
     first, seeds = _reference(table), table.seeds if len(table.seeds) > 1 else ()
-    columns = [("mIoU, val", lambda row: _spread(row.miou, row.std)),
-               ("seeds " + " · ".join(map(str, seeds)), lambda row: " · ".join(map(_one, row.single)) if seeds else ""),
-               ("pseudo labels, train", lambda row: _one(row.pseudo_labels))]
+    columns = [("mIoU, val", lambda row: format_number(row.miou, row.std)),
+               ("seeds " + " · ".join(map(str, seeds)), lambda row: " · ".join(map(format_number, row.single)) if seeds else ""),
+               ("pseudo labels, train", lambda row: format_number(row.pseudo_labels))]
     for label in dict.fromkeys(chain(*(row.measures for row in table.rows))):
-        columns.append((label, lambda row, label=label: _measure(row.measures.get(label, ()))))
+        columns.append((label, lambda row, label=label: format_mean(row.measures.get(label, ()))))
     columns += [("Δ paper", lambda row: _signed(row.miou, row.paper)),
                 ("Δ first", lambda row: "" if first is None or row is first else _signed(row.miou, first.miou))]
     return [(header, cell) for header, cell in columns if any(map(cell, table.rows))]
@@ -248,7 +235,7 @@ def _lines(tables: Sequence[TableRecord]) -> list[dict]:
         there = [(table.run, row) for table, row in zip(tables, rows) if row]
         lines.append(dict(
             name=key[0], quoted=all(row.status == "quoted" for _, row in there),
-            paper=" / ".join(dict.fromkeys(_one(row.paper) for _, row in there if row.paper is not None)),
+            paper=" / ".join(dict.fromkeys(format_number(row.paper) for _, row in there if row.paper is not None)),
             notes=list(dict.fromkeys(row.note for _, row in there if row.note and row.note != row.error)),
             errors=[(run, row) for run, row in there if row.error],
             runs=[dict(row=row, cells=[cell(row) if row else "" for _, cell in own])
@@ -292,7 +279,7 @@ def _costs(work: Sequence[Work]) -> dict:
 def _sums(work: Sequence[Work]) -> dict:
     seconds, peaks = ([v for w in work if (v := getattr(w, key)) is not None] for key in ("seconds", "peak_gib"))
     return dict(count=len(work), timed=len(seconds), time=_duration(sum(seconds)) if seconds else "",
-                peak=_one(max(peaks, default=None)))
+                peak=format_number(max(peaks, default=None)))
 
 # %% ../nbs/14a_report.ipynb #69abbed8
 CAUTION = {
@@ -310,7 +297,7 @@ def _classes(table: TableRecord) -> dict | None:
     "IoU by class of the rows that have any."
     rows = [row for row in table.rows if row.iou]
     names = dict.fromkeys(chain(*(row.iou for row in rows)))
-    lines = [(name, [_one(row.iou.get(name)) for row in rows]) for name in names]
+    lines = [(name, [format_number(row.iou.get(name)) for row in rows]) for name in names]
     return dict(run=table.run, rows=[row.name for row in rows], lines=lines) if rows else None
 
 def _made(table: TableRecord) -> dict:
@@ -568,7 +555,7 @@ def write_report(
 
     templates = DictLoader(dict(page=_PAGE, section=_SECTION, details=_DETAILS))
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
-    environment.filters |= dict(one=_one, breakable=_breakable)
+    environment.filters |= dict(one=format_number, breakable=_breakable)
     environment.globals["bar"] = _bar
     page = environment.get_template("page").render(
         sections=[_section(same) for same in found.values()], cautions=_said(CAUTION, tables),
