@@ -63,7 +63,8 @@ def main() -> int:
     (args.out / "orderings.json").write_text(json.dumps(results, indent=1))
     for r in results:
         gap = "" if r["mean"] is None else f"{r['mean']:+6.1f}" + ("" if r["std"] is None else f" ± {r['std']:.1f}")
-        print(f"{r['verdict']:<9} {r['claim']:<48} {gap:<14} paper {'' if r['paper'] is None else f'+{r['paper']}'}")
+        paper = "" if r["paper"] is None else f"paper +{r['paper']}"
+        print(f"{r['verdict']:<9} {r['claim']:<48} {gap:<14} {paper}")
     return status
 
 
