@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['create_classifier', 'patch_size', 'mean_std', 'normalize', 'resize_to_patches', 'ClassifierConfig', 'RandomLongSide',
-           'train_transform', 'ClassificationSet', 'predict_logits', 'mean_average_precision', 'train_classifier',
-           'load_classifier']
+           'train_transform', 'ClassificationSet', 'predict_logits', 'average_precision', 'mean_average_precision',
+           'train_classifier', 'load_classifier']
 
 # %% ../nbs/04_classifier.ipynb #8ac6a4d1
 import difflib, json, sys
@@ -89,7 +89,7 @@ def _heads(net: nn.Module) -> list[str]:
 
 def create_classifier(
     model: str = "deit_base_patch16_224.fb_in1k",  # a timm ViT with a class token, or a CNN
-    num_classes: int = 20,  # logits
+    num_classes: int | None = 20,  # logits; None: those of the pretrained weights, head and all
     pretrained: bool = True,  # timm's weights (downloaded once)
     weights: Path | None = None,  # a local checkpoint in their place; a head of another number of classes is left out
     output_stride: int | None = None,  # CNN: pixels per cell of its features; None: as the model has it
@@ -100,7 +100,8 @@ def create_classifier(
         raise InputError(f"Model {model!r} is not known to timm {timm.__version__}; "
                          f"expected one such as: {', '.join(near) or 'deit_base_patch16_224'}.")
     try:
-        net = _create(model, output_stride, pretrained=pretrained and weights is None, num_classes=num_classes).eval()
+        classes = {} if num_classes is None else dict(num_classes=num_classes)
+        net = _create(model, output_stride, pretrained=pretrained and weights is None, **classes).eval()
     except (OSError, RuntimeError) as error:
         cause = str(error).partition("\n")[0]
         raise InputError(f"The pretrained weights of {model!r} could not be loaded ({type(error).__name__}: {cause}). "
@@ -109,7 +110,7 @@ def create_classifier(
     if fault := _fault(net, output_stride):
         raise InputError(f"Model {model!r} cannot be used: {fault}; {_EXPECTED}.")
     if weights is not None:
-        load_weights(net, weights, skip=_heads(net), prepare=_adapt)
+        load_weights(net, weights, skip=_heads(net) if classes else (), prepare=_adapt)
     return net
 
 def patch_size(
@@ -228,13 +229,20 @@ def predict_logits(
             for i in tqdm(range(len(voc)), desc=desc, leave=False, mininterval=1.0)]
     return torch.stack(rows)
 
+def average_precision(
+    logits: torch.Tensor,  # (images, num_classes)
+    labels: torch.Tensor,  # (images, num_classes) 0 or 1
+) -> torch.Tensor:  # (num_classes,) percent, NaN for classes that do not occur
+    "Average precision of each class."
+    absent = torch.tensor(torch.nan)
+    return 100 * torch.stack([binary_average_precision(o, y.long()) if y.any() else absent for o, y in zip(logits.T, labels.T)])
+
 def mean_average_precision(
     logits: torch.Tensor,  # (images, num_classes)
     labels: torch.Tensor,  # (images, num_classes) 0 or 1
 ) -> float:  # percent
     "Mean over the classes that occur of the average precision."
-    scores = [binary_average_precision(o, y.long()) for o, y in zip(logits.T, labels.T) if y.any()]
-    return 100 * torch.stack(scores).mean().item()
+    return average_precision(logits, labels).nanmean().item()
 
 # %% ../nbs/04_classifier.ipynb #dbea7c93
 def train_classifier(
@@ -248,7 +256,7 @@ def train_classifier(
     device: torch.device | None = None,
     workers: int = 0,  # loader processes
     teacher: nn.Module | None = None,  # a CNN whose features the model learns as well (`distil`); it takes the same pixels
-) -> list[dict]:  # rows of step, loss, mAP
+) -> list[dict]:  # rows of step, loss; of step, mAP, AP of each class
     "Train on image-level labels; goes on from a checkpoint in `out`."
     criterion = nn.MultiLabelSoftMarginLoss()
     learner = model if teacher is None else Distillation(model, teacher)
@@ -260,7 +268,8 @@ def train_classifier(
 
     def evaluate(_) -> dict:
         truth = torch.stack([val.labels(i) for i in range(len(val))])
-        return dict(mAP=mean_average_precision(predict_logits(model, val, config.eval_long_side), truth))
+        ap = average_precision(predict_logits(model, val, config.eval_long_side), truth)
+        return dict(mAP=ap.nanmean().item(), AP={name: None if a != a else a for name, a in zip(val.classes[1:], ap.tolist())})
 
     history = fit(
         learner, loss, torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay, fused=True),

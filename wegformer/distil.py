@@ -17,19 +17,24 @@ from .data import InputError
 
 # %% ../nbs/03a_distil.ipynb #c4fc5186
 class Distillation(nn.Module):
-    "A student that learns its teacher's features; called with images, it returns its own logits and the loss of the features."
+    "A student that learns its teacher's features, and its decisions if asked; called with images, it returns its own logits and the loss."
 
     def __init__(
         self,
         student: VisionTransformer,
         teacher: nn.Module,  # a timm CNN; it is not changed
         stages: Sequence[int] = (2, 3),  # of the teacher: stride 8 and 16 in a ResNet
+        decisions: float = 0.0,  # weight of the divergence from the teacher's class probabilities
     ):
         super().__init__()
+        if not isinstance(student, VisionTransformer):
+            raise InputError(f"student is a {type(student).__name__}; expected a timm ViT, whose patches learn the features.")
+        if decisions and student.num_classes != teacher.num_classes:
+            raise InputError(f"student has {student.num_classes} classes and teacher {teacher.num_classes}; expected the same ones, to learn decisions.")
         levels = len(teacher.feature_info)
         if not all(0 <= s < levels for s in stages) or not stages:
             raise InputError(f"stages is {tuple(stages)}; expected one or more of 0 to {levels - 1}, the stages of {type(teacher).__name__}.")
-        self.student, self.teacher, self.stages = student, teacher.eval().requires_grad_(False), tuple(stages)
+        self.student, self.teacher, self.stages, self.decisions = student, teacher.eval().requires_grad_(False), tuple(stages), decisions
         channels = [teacher.feature_info[s]["num_chs"] for s in self.stages]
         self.predict = nn.ModuleList(nn.Linear(student.embed_dim, c) for c in channels)
         self.standardize = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
@@ -39,13 +44,22 @@ class Distillation(nn.Module):
         self.teacher.eval()  # its batch normalisation keeps what it has learnt
         return self
 
+    def _targets(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        "The teacher's features (B, C_s, h_s, w_s) of each stage, and its class probabilities (B, K) where decisions count."
+        with torch.no_grad():
+            if not self.decisions:
+                return self.teacher.forward_intermediates(images, indices=self.stages, intermediates_only=True), None
+            last, features = self.teacher.forward_intermediates(images, indices=self.stages)
+            return features, self.teacher.forward_head(last).float().softmax(1)
+
     def forward(
         self,
-        images: torch.Tensor,  # (B, 3, H, W), normalised for both networks
+        images: torch.Tensor,  # (B, 3, H, W), normalised for the student
+        seen: torch.Tensor | None = None,  # the same, normalised for the teacher; None: both expect the same
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, num_classes), scalar
-        with torch.no_grad():
-            targets = self.teacher.forward_intermediates(images, indices=self.stages, intermediates_only=True)  # (B, C_s, h_s, w_s)
+        targets, probabilities = self._targets(images if seen is None else seen)
         tokens = self.student.forward_features(images)  # (B, 1 + h*w, D)
+        logits = self.student.forward_head(tokens)
         grid = self.student.patch_embed.dynamic_feat_size(images.shape[-2:])  # h, w
         patches = tokens[:, self.student.num_prefix_tokens:]
         loss = patches.new_zeros((), dtype=torch.float32)
@@ -54,4 +68,6 @@ class Distillation(nn.Module):
             common = [min(a, b) for a, b in zip(grid, target.shape[-2:])]
             target = standardize(F.adaptive_avg_pool2d(target.float(), common))
             loss = loss + F.mse_loss(F.adaptive_avg_pool2d(guess, common), target) / len(self.stages)
-        return self.student.forward_head(tokens), loss
+        if probabilities is not None:
+            loss = loss + self.decisions * F.kl_div(logits.float().log_softmax(1), probabilities, reduction="batchmean")
+        return logits, loss

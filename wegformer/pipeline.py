@@ -319,7 +319,8 @@ def classifier_stage(config: Config, workers: int = 0) -> Stage:
         torch.manual_seed(config.seed)
         model = create_classifier(recipe.model, train.num_classes, recipe.pretrained, recipe.weights, recipe.output_stride)
         history = train_classifier(model, recipe, train, out, val=val, seed=config.seed, workers=workers)
-        return dict(mAP=[row["mAP"] for row in history if "mAP" in row][-1])
+        last = [row for row in history if "mAP" in row][-1]
+        return dict(mAP=last["mAP"], AP=last.get("AP"))
 
     return Stage("classifier", dict(recipe=recipe, seed=config.seed, images=_images(train), val=_images(val),
                                     initial=_initial(recipe.pretrained, recipe.weights, recipe.model)), make)
@@ -354,7 +355,7 @@ def heatmap_stage(config: Config, workers: int = 0) -> Stage:
             return dict(miou=None, threshold=None)
         maps = (read_attention(needs["attention"] / f"{name}.npz")[0] for name in train.ids)
         sweep = best_threshold((a if place is None else a[place] for a in tqdm(maps, "score maps", len(train), leave=False)), train)
-        return dict(miou=sweep.miou, threshold=sweep.threshold)
+        return dict(miou=sweep.miou, threshold=sweep.threshold, iou={name: None if v != v else v for name, v in sweep.iou.items()})
 
     return Stage("heatmap", dict(place=place, masks=fingerprint(paths) if known else None), make,
                  dict(attention=attention_stage(config, workers)))
