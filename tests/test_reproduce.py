@@ -15,7 +15,7 @@ TINY = {"classifier.steps": 1, "classifier.crop_size": 48, "classifier.resize": 
 
 OPTIONS = [*sum((["--" + k.replace("_", "-"), *map(str, v if isinstance(v, list) else [v])] for k, v in TINY.items() if not isinstance(v, bool)), []),
            "--attention.no-flip", "--pretrain.mask-steps", "1", "--pretrain.label-steps", "1"]
-NAMES = ["table2", "table1", "table3", "table4", "figure1", "figure3", "figure4", "figure5", "sensitivity"]
+NAMES = ["table2", "table1", "table3", "table4", "figure1", "figure3", "figure4", "figure5", "ladder", "sensitivity"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def test_rows_share_what_they_have_in_common(everything):
     stages = {name: {r["name"]: [s["folder"] for s in r["stages"][0]] for r in rows_of(everything, name) if r["stages"]} for name in NAMES}
     full = stages["table2"]["+ Sal (DRS) + EPOM*"]
     assert full == stages["table1"]["WegFormer, ResNet-101"] == stages["table4"]["DeepLab-V3+"] == stages["figure3"]["WegFormer"]
-    assert set(stages["table2"]["base"]) < set(stages["table3"]["block 11"]) == set(stages["figure4"]["DTD"])
+    assert set(stages["table2"]["base"]) < set(stages["table3"]["block 11"]) == set(stages["figure4"]["DTD"]) > set(stages["ladder"]["DTD, base"])
+    assert stages["ladder"]["+ Sal + EPOM*"] == full and stages["ladder"]["true masks"] == stages["table2"]["fully supervised (bound)"]
+    assert stages["ladder"]["true masks"][:-1] == stages["ladder"]["true masks, CRF"][:-1] and stages["ladder"]["true masks"] != stages["ladder"]["true masks, CRF"]
 
 
 def test_each_table_has_the_papers_rows(everything):
@@ -69,6 +71,19 @@ def test_a_second_run_repeats_the_numbers(everything, tmp_path):
     for name in ("table4", "figure5"):
         assert main(["reproduce", name, "--preset", "smoke", "--out", str(tmp_path), "--cache", str(everything / "cache"), *OPTIONS]) == 0
         assert json.loads((tmp_path / f"{name}.json").read_text())["rows"] == rows_of(everything, name)
+
+
+def test_the_ladder_over_some_classes_alone(everything, tmp_path, capsys):
+    args = ["reproduce", "ladder", "--preset", "smoke", "--out", str(tmp_path), "--cache", str(everything / "cache"), *OPTIONS, "--parameters"]
+    assert main([*args, 'classes=["bird","car"]', 'methods=["cam","dtd"]']) == 0
+    rows = {r["name"]: r for r in rows_of(everything, "ladder")}
+    for row in json.loads((tmp_path / "ladder.json").read_text())["rows"]:
+        assert {k: v for k, v in row.items() if k != "measures"} == {k: v for k, v in rows[row["name"]].items() if k != "measures"}
+        ious = {"val": row["metrics"][0].get("evaluation", {}), "labels": row["metrics"][0]["labels"]["pseudo_label"], "maps": row["metrics"][0].get("heatmap", {})}
+        for what, score in ious.items():
+            values = [score["iou"][name] for name in ("background", "bird", "car") if score and score["iou"][name] is not None]
+            assert row["measures"].get(f"{what}, 3 classes") == ([pytest.approx(sum(values) / len(values))] if values else None)
+    assert main([*args, 'classes=["bird","tiger"]']) == 2 and "Class 'tiger' is not known" in capsys.readouterr().err
 
 
 def test_a_row_that_fails_is_shown_and_the_others_stand(everything, tmp_path, capsys):

@@ -262,7 +262,7 @@ def explain_figure(
 @dataclass(frozen=True)
 class Reproduce(Chain):
     "Run the notebook of a table or figure of the paper, or of all: NAME.ipynb, NAME.html, NAME.json and its figures in the folder `out`."
-    name: tyro.conf.Positional[str] = "table2"  # table1 to table4, figure1, figure3 to figure5, sensitivity, or all
+    name: tyro.conf.Positional[str] = "table2"  # table1 to table4, figure1, figure3 to figure5, ladder, sensitivity, or all
     out: Path | None = None  # folder for the results; default: runs/NAME
     seeds: tuple[int, ...] = (0,)  # every row is run for each
     parameters: tuple[str, ...] = ()  # NAME=VALUE of the notebook's own parameters: wegformer reproduce NAME --help lists them

@@ -283,7 +283,7 @@ def class_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines + [f"| {c} | " + " | ".join("-" if iou[c] is None else f"{iou[c]:.1f}" for iou in ious.values()) + " |" for c in classes])
 
 # %% ../nbs/14_reproduce.ipynb #35906ef3
-NOTEBOOKS = {"tables": ("table2", "table1", "table3", "table4"), "figures": ("figure1", "figure3", "figure4", "figure5"), "extras": ("sensitivity",)}
+NOTEBOOKS = {"tables": ("table2", "table1", "table3", "table4"), "figures": ("figure1", "figure3", "figure4", "figure5"), "extras": ("ladder", "sensitivity")}
 
 def notebook_names() -> list[str]:
     "What can be reproduced, in the order in which all of it is best run."

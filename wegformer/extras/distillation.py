@@ -219,6 +219,7 @@ def distil(
         raise InputError(f"DistilConfig.holdout is {config.holdout}, and there are {len(photographs)} photographs; expected fewer.")
     torch.manual_seed(config.seed)
     teacher = create_classifier(config.teacher, None, config.teacher_weights is None, config.teacher_weights, config.teacher_stride)
+    teacher = teacher.to(memory_format=torch.channels_last)  # a CNN only looks: this way a third faster in bf16
     student = create_classifier(config.student, teacher.num_classes, False, config.weights)
     both = Distillation(student, teacher, config.stages, config.decisions)
     lesson = Lesson(both, config.mixup, config.ema)

@@ -1,0 +1,139 @@
+"""What the method reaches on real photographs: from image-level labels to masks, on a part of PASCAL VOC 2012.
+
+    python benchmarks/voc_subset/run.py --voc VOC2012 --models MODELS --budget cpu --out runs/voc_subset
+
+VOC2012 is a folder in VOC's layout, with saliency maps; MODELS holds tf_efficientnet_lite2_imagenet.safetensors (the teacher) and
+vgg16_imagenet_features.safetensors (DeepLab's initial weights). Every step is skipped where its result lies in OUT, and goes on where it was killed:
+
+    data      a VOC folder of links, whose lists leave out training photographs with painted-in boxes (painted.txt), and name a hold-out
+    distil    a ViT learns from the teacher, on the training photographs without the hold-out, without labels
+    probe     what the teacher's own features know: a linear classifier on them, for comparison alone
+    tune      the classifier on the rest of the training photographs, measured on the hold-out: where its recipe was chosen
+    ladder    classifier, maps, labels, networks: nbs/extras/ladder.ipynb, measured on val once
+    sweep     the label rule's values on the hold-out's maps: nbs/extras/sensitivity.ipynb
+
+Val photographs enter neither distillation nor training nor a choice. The configuration of a budget is BUDGET.json beside this file.
+"""
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from wegformer.classifier import average_precision, create_classifier, normalize
+from wegformer.data import VOCDataset, atomic_write
+from wegformer.evaluation import mean_over
+from wegformer.extras.distillation import DistilConfig, distil, find_photographs
+from wegformer.pipeline import classifier_stage, device_name, override, preset, read_done, run, versions
+from wegformer.reproduce import format_table, reproduce
+from wegformer.training import default_device
+from torchvision.transforms.v2 import functional as F
+
+HERE = Path(__file__).parent
+CLASSES = ["cat", "chair", "cow", "dog", "horse", "person", "sheep", "sofa"]  # those with 10 or more val photographs
+TEACHER = "tf_efficientnet_lite2"
+HOLDOUT = 200  # training photographs
+
+
+def lay_out(voc: Path, out: Path) -> Path:
+    "A VOC folder of links to `voc` with lists of its own: train (clean), fit and holdout (its two parts), val."
+    root = out / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True, exist_ok=True)
+    for name in ("JPEGImages", "SegmentationClassAug", "saliency", "cls_labels.npy"):
+        if not (root / name).exists():
+            os.symlink((voc / name).resolve(), root / name)
+    painted = set((HERE / "painted.txt").read_text().split())
+    read = lambda split: (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+    train, val = [i for i in read("train_aug") if i not in painted], read("val")
+    assert not set(train) & set(val), "a photograph is in train and in val"
+    held = set(np.random.default_rng(0).permutation(train)[:HOLDOUT].tolist())
+    for split, ids in dict(train=train, fit=[i for i in train if i not in held], holdout=[i for i in train if i in held], val=val).items():
+        (lists / f"{split}.txt").write_text("\n".join(ids) + "\n")
+    return root
+
+
+def keep(path: Path, **result) -> dict:
+    "Write a result with the versions and the device."
+    result |= dict(versions=versions(), device=device_name())
+    with atomic_write(path, "w") as handle:
+        json.dump(result, handle, indent=1)
+    return result
+
+
+def named_ap(ap: torch.Tensor, names: tuple[str, ...]) -> dict:
+    values = {name: None if a != a else a for name, a in zip(names[1:], ap.tolist())}
+    return dict(mAP=mean_over(values), mAP_eight=mean_over(values, CLASSES), AP=values)
+
+
+@torch.inference_mode()
+def probe(root: Path, weights: Path, out: Path) -> dict:
+    "A logistic regression for each class on the teacher's pooled features of whole photographs, as it stands: the teacher's own mAP."
+    if (out / "probe.json").is_file():
+        return json.loads((out / "probe.json").read_text())
+    start, device = time.perf_counter(), default_device()
+    teacher = create_classifier(TEACHER, None, False, weights).to(device)
+    train, val = (VOCDataset(root, split) for split in ("train", "val"))
+
+    def features(voc: VOCDataset) -> np.ndarray:
+        rows = []
+        for i in tqdm(range(len(voc)), desc=f"features of {voc.split}"):
+            x = normalize(F.resize(voc.image(i), [260, 260], antialias=True), teacher)[None].to(device)
+            rows.append(teacher.forward_head(teacher.forward_features(x), pre_logits=True)[0].float().cpu())
+        return torch.stack(rows).numpy()
+
+    x, y, xv, yv = features(train), np.stack([train.labels(i) for i in range(len(train))]), features(val), torch.stack([val.labels(i) for i in range(len(val))])
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, xv = (x - mean) / std, (xv - mean) / std
+    logits = np.full(yv.shape, -np.inf, dtype=np.float32)
+    for c in range(y.shape[1]):
+        if 0 < y[:, c].sum() < len(y):
+            logits[:, c] = LogisticRegression(C=1e-3, max_iter=1000).fit(x, y[:, c]).decision_function(xv)
+    return keep(out / "probe.json", what="linear probe on the teacher's features, val", **named_ap(average_precision(torch.from_numpy(logits), yv), val.classes),
+                seconds=round(time.perf_counter() - start, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--voc", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--budget", default="cpu", help="BUDGET.json beside this file")
+    parser.add_argument("--out", type=Path, default=Path("runs/voc_subset"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--only", nargs="+", default=["distil", "probe", "tune", "ladder", "sweep"])
+    args = parser.parse_args()
+    budget, out = json.loads((HERE / f"{args.budget}.json").read_text()), args.out.resolve()
+    root = lay_out(args.voc, out)
+    cache, student = out / "stages", out / "distil" / "model.safetensors"
+    recipe = DistilConfig(teacher=TEACHER, teacher_weights=str((args.models / f"{TEACHER}_imagenet.safetensors").resolve()), **budget["distil"])
+    chain = {"data.train_split": "train", "data.label_source": "npy", "classifier.model": recipe.student, "classifier.weights": str(student), "classifier.pretrained": False,
+             "segmenter.weights": str((args.models / "vgg16_imagenet_features.safetensors").resolve()), **budget["chain"]}
+
+    if "distil" in args.only:
+        start, again = time.perf_counter(), (out / "distil.json").is_file()
+        history = distil(recipe, find_photographs(root / "JPEGImages", root / "ImageSets" / "Segmentation" / "fit.txt"), out / "distil", workers=args.workers)
+        if not again:
+            keep(out / "distil.json", config=budget["distil"], history=history, seconds_of_last_call=round(time.perf_counter() - start, 1))
+    if "probe" in args.only:
+        result = probe(root, args.models / f"{TEACHER}_imagenet.safetensors", out)
+        print(f"the teacher's linear probe: mAP {result['mAP']:.1f}, over the eight classes {result['mAP_eight']:.1f}")
+    if "tune" in args.only:
+        config = override(preset("voc"), {"data.voc_root": str(root), **chain, "data.train_split": "fit", "data.val_split": "holdout"})
+        metrics = read_done(run(classifier_stage(config, args.workers), cache))["metrics"]
+        keep(out / "tune.json", config=budget["chain"], **metrics, mAP_eight=mean_over(metrics["AP"], CLASSES))
+        print(f"classifier on the hold-out: mAP {metrics['mAP']:.1f}, over the eight classes {mean_over(metrics['AP'], CLASSES):.1f}")
+    shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
+    for name, step, own in (("ladder", "ladder", dict(classes=CLASSES, seeds=args.seeds)), ("sensitivity", "sweep", dict(only="holdout", seeds=args.seeds[:1]))):
+        if step in args.only:
+            result = reproduce(name, out, shared | own)
+            print(f"\n{name}, {result['device']}\n\n{format_table(result['rows'])}\n")
+
+
+if __name__ == "__main__":
+    main()
