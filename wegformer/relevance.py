@@ -442,12 +442,13 @@ class SharedLinear:
         self,
         x: torch.Tensor,  # (B, n, in) the layer's input
         y: torch.Tensor,  # (B, n, out) its output
-        R: torch.Tensor,  # (B, C, n, out) relevance of the output, for C classes
+        R: torch.Tensor,  # (B, C, n, out) relevance of the output, for C classes; its memory is used again
     ) -> torch.Tensor:  # (B, C, n, in) relevance of the input
         "`linear_rule` with one product for all classes and two for each."
         x_abs = x.abs()
-        Z = F.linear(x_abs, self.W_abs, None if self.b is None else -self.b).add_(y)  # (B, n, out), twice Z
-        S = R * inverse(Z, 2e-9)[:, None]  # (B, C, n, out), half of S
+        Z = (y.clone() if self.b is None else y - self.b).contiguous()  # (B, n, out)
+        Z.flatten(0, 1).addmm_(x_abs.flatten(0, 1), self.W_abs.T)  # in place: twice Z
+        S = R.mul_(inverse(Z, 2e-9)[:, None])  # (B, C, n, out), half of S
         return (S @ self.W).mul_(x[:, None]).addcmul_(S @ self.W_abs, x_abs[:, None])
 
 # %% ../nbs/05_relevance.ipynb #dbb3e2b5
@@ -550,7 +551,9 @@ def attention_rule(
         join = lambda q, k, v: torch.stack([F.pad(q, (0, 0, 0, N - n)), k, v], 1).permute(0, 3, 1, 2, 4).unflatten(0, (B, C))
         return new_row.unflatten(0, (B, C)), *(part and join(*part) for part in parts)
     new_row, rows = F.pad(row, (0, N - n)), max(1, strip // (B * C * h * N))
-    R, dG = (torch.zeros(B, C, N, 3, h, d, dtype=dtype, device=q.device) if wanted else None for wanted in (below, below and G is not None))
+    R, dG = (torch.empty(B, C, N, 3, h, d, dtype=dtype, device=q.device) if wanted else None for wanted in (below, below and G is not None))
+    for x in (R, dG):
+        if x is not None: x[:, :, n:, 0] = 0  # queries that nothing arrives at
     part = lambda x: (x[:, :, :n, 0].transpose(2, 3), x[:, :, :, 1].transpose(2, 3), x[:, :, :, 2].transpose(2, 3))  # q, k, v: (B, C, h, n or N, d)
     delta = None if G is None else (G * o[:, None]).sum(-1, keepdim=True)  # (B, C, h, n, 1)
     for i in range(0, n, rows):
@@ -569,14 +572,15 @@ def attention_rule(
         R_q, R_k, R_v = part(R)
         SV *= inverse(product).mul_(M)[:, None]  # twice S'
         R_q[:, :, :, at] = SV @ k[:, None]
-        R_k += SV.mT @ q_i
-        R_v += M.mT[:, None] @ S_i
+        gather = torch.Tensor.add_ if i else torch.Tensor.copy_  # the first strip finds nothing to add to
+        gather(R_k, SV.mT @ q_i)
+        gather(R_v, M.mT[:, None] @ S_i)
         if G is None: continue
         G_q, G_k, G_v = part(dG)
         GV.sub_(delta[:, :, :, at]).mul_(M[:, None] * scale)
         G_q[:, :, :, at] = GV @ k[:, None]
-        G_k += GV.mT @ q_i
-        G_v += M.mT[:, None] @ G[:, :, :, at]
+        gather(G_k, GV.mT @ q_i)
+        gather(G_v, M.mT[:, None] @ G[:, :, :, at])
     if below:
         for x, factor in zip(part(R), (q / 4, k / 4, v / 2)): x.mul_(factor[:, None])
     return new_row, R, dG
