@@ -462,7 +462,7 @@ def record_blocks(
         t, attn = SimpleNamespace(x=x), block.attn
         t.n1 = block.norm1(x)
         t.qkv = attn.qkv(t.n1)  # (B, N, 3*h*d)
-        t.q_in, t.k_in, t.v = t.qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
+        t.q_in, t.k_in, t.v = t.qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()  # (B, h, N, d) each
         t.q, t.k = attn.q_norm(t.q_in), attn.k_norm(t.k_in)
         t.o = F.scaled_dot_product_attention(t.q, t.k, t.v, scale=attn.scale).transpose(1, 2).flatten(2)  # (B, N, h*d)
         t.proj = attn.proj(t.o)
@@ -537,7 +537,7 @@ def attention_rule(
     scale: float,  # of the attention logits
     below: bool = True,  # also return relevance and gradient of q, k and v
     clamp: bool = True,
-    strip: int = 1 << 21,  # entries of a strip of the maps, all images, classes and heads together
+    strip: int = 1 << 22,  # entries of a strip of the maps, all images, classes and heads together
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # new row (B, C, N); relevance and gradient (B, C, N, 3, h, d)
     "The head-mean map multiplied onto the row, and relevance and gradient of queries, keys and values."
     B, C, h, n, d = R_o.shape
