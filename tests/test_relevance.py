@@ -228,15 +228,15 @@ def test_sweep(name):
         _, R = propagate(model, records, z, F.one_hot(torch.tensor(1), 3).double())
     assert torch.allclose(one_logits, logits[0]) and abs(R.sum().item() - 1) < 1e-3
 
-def test_groups_and_strips_do_not_matter(monkeypatch):
+def test_groups_and_tiles_do_not_matter(monkeypatch):
     "However few images and rows are computed at once, the maps are the same."
     model, images, pairs = random_vit(), randn(4, 3, 32, 32), torch.tensor([[3, 0], [0, 1], [0, 2], [2, 3], [3, 1], [0, 3]])
     expected = dtd_maps(model, images, pairs, 0)
     monkeypatch.setattr(relevance, "RECORD_BYTES", {"cpu": 1, "cuda": 1})
     assert distance(dtd_maps(model, images, pairs, 0), expected) < 1e-9
     rule = relevance.attention_rule
-    for strip in (1, 500, 10**9):
-        monkeypatch.setattr(relevance, "attention_rule", lambda *args, strip=strip: rule(*args, strip=strip))
+    for room in (1, 500, 3000, 10**9):
+        monkeypatch.setattr(relevance, "attention_rule", lambda *args, room=room: rule(*args, room=room))
         assert distance(dtd_maps(model, images, pairs, 0), expected) < 1e-9
 
 @pytest.mark.parametrize("start_block", [None, 0])

@@ -440,6 +440,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'wegformer.relevance.record_forward': ('relevance.html#record_forward', 'wegformer/relevance.py'),
                                      'wegformer.relevance.run_blocks': ('relevance.html#run_blocks', 'wegformer/relevance.py'),
                                      'wegformer.relevance.shared_add_rule': ('relevance.html#shared_add_rule', 'wegformer/relevance.py'),
+                                     'wegformer.relevance.tiles': ('relevance.html#tiles', 'wegformer/relevance.py'),
                                      'wegformer.relevance.value_products': ('relevance.html#value_products', 'wegformer/relevance.py')},
             'wegformer.report': { 'wegformer.report.RowRecord': ('report.html#rowrecord', 'wegformer/report.py'),
                                   'wegformer.report.TableRecord': ('report.html#tablerecord', 'wegformer/report.py'),
