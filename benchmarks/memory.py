@@ -73,10 +73,13 @@ def main() -> None:
         setting = dict(model=args.model, device=where, torch=torch.__version__, python=platform.python_version())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix(".json").write_text(json.dumps(dict(setting=setting, rows=rows, growth=slopes), indent=1))
-        fig, ax = plt.subplots(figsize=(3.6, 2.5), layout="constrained")
-        for (k, label), colour in zip((("dtd_maps_plain", "plain procedure"), ("dtd_maps", "dtd_maps"), ("forward", "forward pass")), ("#D55E00", "#0072B2", "#999999")):
-            ax.plot([r["tokens"] for r in rows if k in r], [r[k] for r in rows if k in r], ".-", color=colour, label=label)
-        ax.set(xlabel="tokens", ylabel="peak memory, MiB", xscale="log", yscale="log")
+        fig, ax = plt.subplots(figsize=(3.6, 2.4), layout="constrained")
+        for (k, label), colour in zip((("dtd_maps_plain", "plain procedure"), ("dtd_maps", "dtd_maps")), ("#D55E00", "#0072B2")):
+            ax.plot([r["tokens"] for r in rows if k in r], [r[k] / 1024 for r in rows if k in r], ".-", color=colour, label=label)
+        ax.set_xlabel("tokens", fontsize=8)
+        ax.set_ylabel("peak memory, GiB", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.set_ylim(bottom=0)
         ax.legend(fontsize=7, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
         fig.savefig(args.out.with_suffix(".png"), dpi=150)
