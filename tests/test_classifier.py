@@ -173,3 +173,13 @@ def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stri
     save_weights(nn.Linear(1, 1), tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match="foreign.safetensors are not of a classifier"):
         load_classifier(tmp_path / "foreign.safetensors")
+
+
+def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):
+    import subprocess, sys
+    path = tmp_path / "model.safetensors"
+    make = ("import json, wegformer.toymodels; from dataclasses import asdict; from wegformer.classifier import *; from wegformer.training import save_weights; "
+            f"save_weights(create_classifier('vit_toy_patch8_96', 2), {str(path)!r}, config=json.dumps(asdict(ClassifierConfig(model='vit_toy_patch8_96'))), classes=json.dumps(['background', 'a', 'b']))")
+    load = f"from wegformer.classifier import load_classifier; print(load_classifier({str(path)!r})[2])"
+    subprocess.run([sys.executable, "-c", make], check=True)
+    assert "'a', 'b'" in subprocess.run([sys.executable, "-c", load], check=True, capture_output=True, text=True).stdout

@@ -287,6 +287,7 @@ def load_classifier(
     path: Path,  # model.safetensors of train_classifier
 ) -> tuple[nn.Module, ClassifierConfig, tuple[str, ...]]:  # in evaluation mode; its recipe; its classes, the background first
     "A trained classifier from its file alone; InputError when the file is none of ours."
+    import wegformer.resnet38, wegformer.toymodels  # both register models with timm; here, since both build on this module
     read_state(path)  # refuses what is absent or damaged
     try:
         with safetensors.safe_open(path, framework="pt") as file:
