@@ -1,5 +1,7 @@
+import itertools
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,28 @@ def toy_root():
     from wegformer.toyvoc import make_toy_voc
 
     return make_toy_voc(train=24, val=8)
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    "killed_at(owner, name, n): a block in which the n-th call of owner.name stops the run; it fails if that call never comes."
+    class Killed(BaseException):  # as Ctrl-C: nothing may catch it
+        pass
+
+    @contextmanager
+    def killed_at(owner, name, n):
+        original, calls = getattr(owner, name), itertools.count(1)
+
+        def call_or_die(*args, **kwargs):
+            if next(calls) == n:
+                raise Killed
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(owner, name, call_or_die)
+            yield
+
+    return killed_at
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_stages_that_the_teacher_has_not(teacher, stages):
         Distillation(student(), teacher, stages)
 
 
-def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path, monkeypatch):
+def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path, killed_at):
     voc = VOCDataset(toy_root, "train")
     recipe = ClassifierConfig(steps=6, batch_size=4, crop_size=32, resize=(32, 48), eval_long_side=48, precision="no", lr=1e-3)
 
@@ -84,22 +84,8 @@ def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path
         return model.state_dict(), history
 
     whole, history = train(tmp_path / "a")
-    batches = iter(range(100))
-
-    class Killed(Exception):
-        pass
-
-    original = Distillation.forward
-
-    def forward(self, images):
-        if next(batches) == 4:
-            raise Killed
-        return original(self, images)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Distillation, "forward", forward)
-        with pytest.raises(Killed):
-            train(tmp_path / "b")
+    with killed_at(Distillation, "forward", 5):
+        train(tmp_path / "b")
     again, history_again = train(tmp_path / "b")
     assert history_again == history and all(torch.equal(whole[k], again[k]) for k in whole)
     assert set(whole) == set(student(num_classes=voc.num_classes).state_dict())  # the student alone is kept

@@ -83,6 +83,12 @@ def test_running_mean(ema):
         torch.testing.assert_close(lesson.average.state_dict()[name], expected)
 
 
+def pixels(x, model):
+    "What was normalised for a model, as pixels again."
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in mean_std(model))
+    return x * std + mean
+
+
 def test_both_get_the_same_pixels_in_their_own_measure():
     student, teacher = networks()
     teacher.pretrained_cfg = {**teacher.pretrained_cfg, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
@@ -92,8 +98,7 @@ def test_both_get_the_same_pixels_in_their_own_measure():
     images = torch.rand(2, 3, 32, 32)
     lesson.train()(images)
     for x, model in zip(got, (student, teacher)):
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in mean_std(model))
-        torch.testing.assert_close(x * std + mean, images)
+        torch.testing.assert_close(pixels(x, model), images)
 
 
 def test_mixing_stays_between_the_pictures_and_keeps_their_sum():
@@ -102,12 +107,12 @@ def test_mixing_stays_between_the_pictures_and_keeps_their_sum():
     images = torch.rand(6, 3, 32, 32)
     torch.manual_seed(3)
     lesson(images)
-    mixed = got[0] * lesson.own.std + lesson.own.mean
+    mixed = pixels(got[0], lesson.distillation.student)
     assert not torch.allclose(mixed, images)
     torch.testing.assert_close(mixed.sum(0), images.sum(0))
     assert mixed.min() >= images.min() - 1e-6 and mixed.max() <= images.max() + 1e-6
     lesson.eval()(images)
-    torch.testing.assert_close(got[1] * lesson.own.std + lesson.own.mean, images)
+    torch.testing.assert_close(pixels(got[1], lesson.distillation.student), images)
 
 
 def test_photographs_of_a_folder_and_of_a_list(folder, tmp_path):
@@ -138,25 +143,13 @@ def test_a_photograph_is_decoded_once_as_long_as_there_is_room(folder, monkeypat
     assert Photographs(paths, distil_transform(CONFIG), short_side=100).picture(0).shape == (3, 60, 80)
 
 
-def test_a_run_resumes_to_the_last_bit_and_is_not_made_twice(folder, tmp_path, monkeypatch):
+def test_a_run_resumes_to_the_last_bit_and_is_not_made_twice(folder, tmp_path, monkeypatch, killed_at):
     paths = find_photographs(folder)
     whole = distil(CONFIG, paths, tmp_path / "a", device="cpu")
     assert [row["step"] for row in whole if "agreement" in row] == [2, 4, 5]
 
-    class Killed(Exception):
-        pass
-
-    original, calls = Lesson.forward, iter(range(100))
-
-    def forward(self, images):
-        if next(calls) == 3:
-            raise Killed
-        return original(self, images)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Lesson, "forward", forward)
-        with pytest.raises(Killed):
-            distil(CONFIG, paths, tmp_path / "b", device="cpu")
+    with killed_at(Lesson, "forward", 4):
+        distil(CONFIG, paths, tmp_path / "b", device="cpu")
     assert not (tmp_path / "b" / "model.safetensors").exists()
     assert distil(CONFIG, paths, tmp_path / "b", device="cpu") == whole
     a, b = (read_state(tmp_path / run / "model.safetensors") for run in "ab")

@@ -340,26 +340,12 @@ def test_training_and_reloading(network, backbone, tmp_path):
     assert torch.equal(predict(model, image), predict(again, image))
 
 
-class Killed(Exception):
-    pass
-
-
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed_at):
     "Bit for bit on the CPU, dropout and batch norm included, wherever the run is cut."
     config, data = small(steps=7, dropout=0.3), Shapes()
     whole, history = train_segmenter(config, data, tmp_path / "whole", seed=5, checkpoint_every=2)
-    step = torch.optim.SGD.step
     for cut in (3, 4):
-        left = [cut]
-
-        def step_or_die(*args, **kwargs):
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-            return step(*args, **kwargs)
-
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(torch.optim.SGD, "step", step_or_die)
+        with killed_at(torch.optim.SGD, "step", cut + 1):
             train_segmenter(config, data, tmp_path / f"cut{cut}", seed=5, checkpoint_every=2)
         assert (tmp_path / f"cut{cut}" / "checkpoint.pt").is_file() and not (tmp_path / f"cut{cut}" / "model.safetensors").exists()
         resumed, again = train_segmenter(config, data, tmp_path / f"cut{cut}", seed=5, checkpoint_every=2)

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from .data import InputError, VOCDataset, atomic_write
+from .data import InputError, VOCDataset, atomic_write, without_nan
 from .distil import Distillation
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
 
@@ -95,6 +95,7 @@ def create_classifier(
     output_stride: int | None = None,  # CNN: pixels per cell of its features; None: as the model has it
 ) -> nn.Module:
     "A multi-label classifier for inputs of any size; InputError when the model is unfit or its weights cannot be had."
+    import wegformer.resnet38, wegformer.toymodels  # both register models with timm; here, since both build on this module
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models() + timm.list_pretrained(), n=3)
         raise InputError(f"Model {model!r} is not known to timm {timm.__version__}; "
@@ -269,7 +270,7 @@ def train_classifier(
     def evaluate(_) -> dict:
         truth = torch.stack([val.labels(i) for i in range(len(val))])
         ap = average_precision(predict_logits(model, val, config.eval_long_side), truth)
-        return dict(mAP=ap.nanmean().item(), AP={name: None if a != a else a for name, a in zip(val.classes[1:], ap.tolist())})
+        return dict(mAP=ap.nanmean().item(), AP=without_nan(dict(zip(val.classes[1:], ap.tolist()))))
 
     history = fit(
         learner, loss, torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay, fused=True),
@@ -287,7 +288,6 @@ def load_classifier(
     path: Path,  # model.safetensors of train_classifier
 ) -> tuple[nn.Module, ClassifierConfig, tuple[str, ...]]:  # in evaluation mode; its recipe; its classes, the background first
     "A trained classifier from its file alone; InputError when the file is none of ours."
-    import wegformer.resnet38, wegformer.toymodels  # both register models with timm; here, since both build on this module
     read_state(path)  # refuses what is absent or damaged
     try:
         with safetensors.safe_open(path, framework="pt") as file:

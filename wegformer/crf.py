@@ -10,6 +10,7 @@ import math
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
 from numbers import Integral, Real
@@ -18,7 +19,7 @@ from typing import Iterable, Iterator
 import numpy as np
 import torch
 
-from .data import InputError
+from .data import InputError, require_kind
 
 # %% ../nbs/10_crf.ipynb #a37cac3c
 @dataclass(frozen=True)
@@ -34,11 +35,7 @@ class CRFParams:
 
     def __post_init__(self):
         "InputError naming the field that is out of range."
-        def check(name, kind, test, expected):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or not test(value):
-                raise InputError(f"CRFParams.{name} is {value!r}; expected {expected}.")
-
+        check = partial(require_kind, self)
         check("iterations", Integral, lambda v: v >= 0, "an integer, not negative")
         for name in ("gaussian_weight", "bilateral_weight"):
             check(name, Real, lambda v: 0 <= v < math.inf, "a finite number, not negative")

@@ -11,7 +11,7 @@ import json, tarfile
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +21,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from .data import IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask
+from .data import IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask, without_nan
 
 # %% ../nbs/12_evaluation.ipynb #b90bf757
 def confusion(
@@ -81,19 +81,22 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         "As values that JSON knows, with None for NaN."
-        plain = lambda value: None if isinstance(value, float) and np.isnan(value) else value
-        return {key: {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else plain(value) for key, value in asdict(self).items()}
+        return without_nan(asdict(self)) | dict(iou=without_nan(self.iou))
 
     def to_json(self) -> str:
         "As JSON, with null for NaN."
         return json.dumps(self.to_dict())
 
     @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        "The inverse of to_dict."
+        numbers = lambda values: {key: np.nan if value is None else value for key, value in values.items()}
+        return cls(**numbers(values) | dict(iou=numbers(values["iou"])))
+
+    @classmethod
     def from_json(cls, text: str) -> "Evaluation":
         "The inverse of to_json."
-        number = lambda value: np.nan if value is None else value
-        values = {key: number(value) for key, value in json.loads(text).items()}
-        return cls(**values | {"iou": {name: number(value) for name, value in values["iou"].items()}})
+        return cls.from_dict(json.loads(text))
 
     def __str__(self) -> str:
         ignored = f", {self.ignored:.1f} % ignored (strict: {self.strict_miou:.1f})" if self.ignored else ""

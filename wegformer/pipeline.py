@@ -25,7 +25,7 @@ import wegformer.resnet38, wegformer.toymodels  # both register models with timm
 from .attention import AttentionConfig, read_attention, write_attention_maps
 from .classifier import ClassifierConfig, create_classifier, load_classifier, train_classifier
 from .crf import CRFParams
-from .data import InputError, VOCDataset, atomic_write, cache_dir, fingerprint, write_mask
+from .data import InputError, VOCDataset, atomic_write, cache_dir, fingerprint, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
 from .pseudo_labels import LabelRule, label_with_stats, summarize_stats
 from .segmentation import SEGMENTER_PRESETS, SegmenterConfig, create_backbone, load_segmenter, predict, predict_dataset, train_segmenter
@@ -355,7 +355,7 @@ def heatmap_stage(config: Config, workers: int = 0) -> Stage:
             return dict(miou=None, threshold=None)
         maps = (read_attention(needs["attention"] / f"{name}.npz")[0] for name in train.ids)
         sweep = best_threshold((a if place is None else a[place] for a in tqdm(maps, "score maps", len(train), leave=False)), train)
-        return dict(miou=sweep.miou, threshold=sweep.threshold, iou={name: None if v != v else v for name, v in sweep.iou.items()})
+        return dict(miou=sweep.miou, threshold=sweep.threshold, iou=without_nan(sweep.iou))
 
     return Stage("heatmap", dict(place=place, masks=fingerprint(paths) if known else None), make,
                  dict(attention=attention_stage(config, workers)))

@@ -11,6 +11,7 @@ __all__ = ['LabelRule', 'table2_rules', 'class_scores', 'conflict_mask', 'winner
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Real
 from typing import Iterable, Literal, Sequence, get_args, get_type_hints
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .data import IGNORE, InputError
+from .data import IGNORE, InputError, require, require_kind
 from .kernels.launch import use_kernels
 from .soft_erase import soft_erase
 
@@ -46,17 +47,12 @@ class LabelRule:
 
     def __post_init__(self):
         "InputError naming the field that is out of range."
-        def check(name, kind, test, expected):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or not test(value):
-                raise InputError(f"LabelRule.{name} is {value!r}; expected {expected}.")
-
+        check = partial(require_kind, self)
         hints = get_type_hints(type(self))
         for name in ("background", "uncertain", "epom_map"):
             check(name, str, lambda v: v in get_args(hints[name]), f"one of {', '.join(get_args(hints[name]))}")
         for name in ("renormalize", "conflict_relative", "uncertain_without_saliency", "epom"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"LabelRule.{name} is {getattr(self, name)!r}; expected True or False.")
+            require(self, isinstance(getattr(self, name), bool), name, "True or False")
         for name in ("background_score", "fg_thr", "uncertain_thr", "t_fg"):
             check(name, Real, lambda v: 0 <= v <= 1, "a number from 0 to 1")
         if self.erase_rate is not None: check("erase_rate", Real, lambda v: 0 < v <= 1, "a number above 0 and at most 1, or None")

@@ -11,6 +11,7 @@ __all__ = ['SEGMENTER_PRESETS', 'SegmenterConfig', 'DilatedVGG', 'create_backbon
 # %% ../nbs/11_segmentation.ipynb #9d746a07
 import dataclasses, difflib, json, os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Sequence
 
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 import wegformer.toymodels  # registers the toy backbone with timm
 from .crf import CRFParams, dense_crf_many
-from .data import IGNORE, InputError, VOCDataset, write_mask
+from .data import IGNORE, InputError, VOCDataset, require, write_mask
 from .training import autocast, default_device, fit, load_weights, poly, read_state, resolve_precision, save_weights
 
 # %% ../nbs/11_segmentation.ipynb #9b8436f6
@@ -83,11 +84,7 @@ class SegmenterConfig:
 # %% ../nbs/11_segmentation.ipynb #5e31b477
 def _check_config(config: SegmenterConfig) -> None:
     "InputError that names the first field which makes no sense."
-    def check(ok: bool, name: str, expected: str) -> None:
-        if not ok:
-            raise InputError(f"SegmenterConfig.{name} is {getattr(config, name)!r}; expected {expected}.")
-
-    is_v2, rates, scales = config.network == "deeplabv2", config.atrous_rates, config.scale_range
+    check, is_v2, rates, scales = partial(require, config), config.network == "deeplabv2", config.atrous_rates, config.scale_range
     check(config.network in ("deeplabv3plus", "deeplabv3", "deeplabv2"), "network", "'deeplabv3plus', 'deeplabv3' or 'deeplabv2'")
     check(config.precision in ("auto", "bf16", "no"), "precision", "'auto', 'bf16' or 'no'")
     check(config.output_stride in (8, 16), "output_stride", "8 or 16")

@@ -156,7 +156,7 @@ def resolve_precision(
         raise InputError(f"precision is {precision!r}; expected 'auto', 'bf16' or 'no'.")
     if precision != "auto":
         return precision
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "no"
 
 def autocast(
