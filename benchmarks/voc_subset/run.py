@@ -11,6 +11,7 @@ vgg16_imagenet_features.safetensors (DeepLab's initial weights). Every step is s
     tune      the classifier on the rest of the training photographs, measured on the hold-out: where its recipe was chosen
     ladder    classifier, maps, labels, networks: nbs/extras/ladder.ipynb, measured on val once
     sweep     the label rule's values on the hold-out's maps: nbs/extras/sensitivity.ipynb
+    record    all results and small figures into a folder, without a path of this machine (only when asked for: --record FOLDER)
 
 Val photographs enter neither distillation nor training nor a choice. The configuration of a budget is BUDGET.json beside this file.
 """
@@ -22,17 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from wegformer.classifier import average_precision, create_classifier, normalize
-from wegformer.data import VOCDataset, atomic_write
+from wegformer.data import VOCDataset, atomic_write, without_nan
 from wegformer.evaluation import mean_over
 from wegformer.extras.distillation import DistilConfig, distil, find_photographs
-from wegformer.pipeline import classifier_stage, device_name, override, preset, read_done, run, versions
+from wegformer.pipeline import Config, classifier_stage, device_name, override, preset, read_done, run, versions
 from wegformer.reproduce import format_table, reproduce
 from wegformer.training import default_device
-from torchvision.transforms.v2 import functional as F
 
 HERE = Path(__file__).parent
 CLASSES = ["cat", "chair", "cow", "dog", "horse", "person", "sheep", "sofa"]  # those with 10 or more val photographs
@@ -66,8 +68,19 @@ def keep(path: Path, **result) -> dict:
     return result
 
 
+def record(out: Path, models: Path, target: Path) -> None:
+    "Copy every result that is there, and its figures at a tenth of their size."
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(out.glob("*.json")):
+        (target / path.name).write_text(path.read_text().replace(str(models.resolve()), "MODELS").replace(str(out), "OUT").rstrip() + "\n")
+    for path in sorted(out.glob("*_*.png")):
+        picture = Image.open(path).convert("RGB")
+        picture.thumbnail((1000, 1000))
+        picture.quantize(128).save(target / path.name, optimize=True)
+
+
 def named_ap(ap: torch.Tensor, names: tuple[str, ...]) -> dict:
-    values = {name: None if a != a else a for name, a in zip(names[1:], ap.tolist())}
+    values = without_nan(dict(zip(names[1:], ap.tolist())))
     return dict(mAP=mean_over(values), mAP_eight=mean_over(values, CLASSES), AP=values)
 
 
@@ -107,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--only", nargs="+", default=["distil", "probe", "tune", "ladder", "sweep"])
+    parser.add_argument("--record", type=Path, help="folder for the results that are to be kept")
     args = parser.parse_args()
     budget, out = json.loads((HERE / f"{args.budget}.json").read_text()), args.out.resolve()
     root = lay_out(args.voc, out)
@@ -114,6 +128,14 @@ def main() -> None:
     recipe = DistilConfig(teacher=TEACHER, teacher_weights=str((args.models / f"{TEACHER}_imagenet.safetensors").resolve()), **budget["distil"])
     chain = {"data.train_split": "train", "data.label_source": "npy", "classifier.model": recipe.student, "classifier.weights": str(student), "classifier.pretrained": False,
              "segmenter.weights": str((args.models / "vgg16_imagenet_features.safetensors").resolve()), **budget["chain"]}
+
+    config = override(preset("voc"), {"data.voc_root": str(root), **chain})
+
+    def classify(name: str, config: Config) -> None:
+        "Train the classifier unless it is there, and write down its average precision."
+        metrics = read_done(run(classifier_stage(config, args.workers), cache))["metrics"]
+        keep(out / f"{name}.json", train=config.data.train_split, val=config.data.val_split, **metrics, mAP_eight=mean_over(metrics["AP"], CLASSES))
+        print(f"classifier on {config.data.val_split}: mAP {metrics['mAP']:.1f}, over the eight classes {mean_over(metrics['AP'], CLASSES):.1f}")
 
     if "distil" in args.only:
         start, again = time.perf_counter(), (out / "distil.json").is_file()
@@ -124,15 +146,18 @@ def main() -> None:
         result = probe(root, args.models / f"{TEACHER}_imagenet.safetensors", out)
         print(f"the teacher's linear probe: mAP {result['mAP']:.1f}, over the eight classes {result['mAP_eight']:.1f}")
     if "tune" in args.only:
-        config = override(preset("voc"), {"data.voc_root": str(root), **chain, "data.train_split": "fit", "data.val_split": "holdout"})
-        metrics = read_done(run(classifier_stage(config, args.workers), cache))["metrics"]
-        keep(out / "tune.json", config=budget["chain"], **metrics, mAP_eight=mean_over(metrics["AP"], CLASSES))
-        print(f"classifier on the hold-out: mAP {metrics['mAP']:.1f}, over the eight classes {mean_over(metrics['AP'], CLASSES):.1f}")
+        classify("tune", override(config, {"data.train_split": "fit", "data.val_split": "holdout"}))
+    if "ladder" in args.only:
+        classify("classifier", override(config, {"seed": args.seeds[0]}))
     shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
-    for name, step, own in (("ladder", "ladder", dict(classes=CLASSES, seeds=args.seeds)), ("sensitivity", "sweep", dict(only="holdout", seeds=args.seeds[:1]))):
+    notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], seeds=args.seeds)),
+                 "sweep": ("sensitivity", dict(only="holdout", seeds=args.seeds[:1]))}
+    for step, (name, own) in notebooks.items():
         if step in args.only:
             result = reproduce(name, out, shared | own)
             print(f"\n{name}, {result['device']}\n\n{format_table(result['rows'])}\n")
+    if args.record:
+        record(out, args.models, args.record)
 
 
 if __name__ == "__main__":

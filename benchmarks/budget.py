@@ -1,0 +1,151 @@
+"""What a step of each stage asks of a GPU: peak memory and arithmetic, computed from shapes alone, or measured where there is a GPU.
+
+    python benchmarks/budget.py --out benchmarks/results/budget.json        # computed, on any machine
+    python benchmarks/budget.py --measure --out kernels/results/budget.json # on a GPU: a few real steps
+
+Computed: the step runs with tensors that have a shape but no content; what is alive is counted tensor by tensor, as are the multiplications. An allocator
+rounds up and keeps what it once had, and a convolution may take workspace, so a card needs somewhat more. Batch sizes and resolutions are those of the preset `voc`.
+"""
+import argparse
+import dataclasses
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
+
+from wegformer.classifier import create_classifier
+from wegformer.pipeline import device_name, preset, versions
+from wegformer.segmentation import MultiScale, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
+from wegformer.training import autocast
+
+CARDS = {"RTX 3060": 10.2, "H200": 300.0}  # TFLOP/s: 40% and 30% of the dense bf16 peak (25.6 and 989)
+
+
+class Step(NamedTuple):
+    what: str
+    net: nn.Module  # what is trained
+    optimizer: torch.optim.Optimizer
+    inputs: list[torch.Tensor]
+    loss: Callable[[], torch.Tensor]
+    steps: int  # of the whole stage
+
+
+def classifier() -> Step:
+    c = preset("voc").classifier
+    net = create_classifier(c.model, 20, pretrained=False).train()
+    images, labels = torch.zeros(c.batch_size, 3, c.crop_size, c.crop_size), torch.zeros(c.batch_size, 20)
+    return Step(f"classifier: {c.model.partition('.')[0]}, {c.batch_size} crops of {c.crop_size}", net, torch.optim.AdamW(net.parameters()), [images, labels],
+                lambda x, y: nn.functional.multilabel_soft_margin_loss(net(x).float(), y), c.steps)
+
+
+def segmenter(name: str, **changes) -> Step:
+    config = dataclasses.replace(SegmenterConfig.preset(name), pretrained=False, frozen_bn=False, **changes)
+    own = create_segmenter(config, 21).to(memory_format=torch.channels_last)
+    multi = len(config.loss_scales) > 1
+    net = (MultiScale(own, config.loss_scales) if multi else own).train()
+    images, masks = torch.zeros(config.batch_size, 3, config.crop, config.crop), torch.zeros(config.batch_size, config.crop, config.crop, dtype=torch.int64)
+    scales = f" at {len(config.loss_scales)} scales" if multi else ""
+    return Step(f"{name}: {config.backbone.partition('.')[0]}, {config.batch_size} crops of {config.crop}{scales}", net,
+                torch.optim.SGD(parameter_groups(own, config), momentum=config.momentum), [images, masks], lambda x, y: _batch_loss(own, multi)(net, [x, y]), config.steps)
+
+
+STAGES = {"classifier": classifier, "v3plus": lambda: segmenter("deeplabv3plus"), "v3": lambda: segmenter("deeplabv3"), "v2": lambda: segmenter("deeplabv2"),
+          "largefov": lambda: segmenter("largefov")}
+
+
+def train_once(step: Step, device: torch.device, inputs: list[torch.Tensor]) -> None:
+    with autocast(device, "bf16"):
+        loss = step.loss(*inputs)
+    loss.backward()
+    step.optimizer.step()
+    step.optimizer.zero_grad(set_to_none=True)
+
+
+def without_content(module: nn.Module, mode: FakeTensorMode) -> None:
+    "Give the module parameters and buffers that have shapes alone."
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = nn.Parameter(mode.from_tensor(p.detach()), requires_grad=p.requires_grad)
+        for name, b in part._buffers.items():
+            if b is not None:
+                part._buffers[name] = mode.from_tensor(b)
+
+
+def computed(build: Callable[[], Step]) -> dict:
+    "Peak memory of the second step (the optimiser has its state by then), and the arithmetic of one."
+    step, mode, device = build(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu")
+    groups = [[id(p) for p in group["params"]] for group in step.optimizer.param_groups]
+    names = {id(p): name for name, p in step.net.named_parameters()}
+    without_content(step.net, mode)
+    own = dict(step.net.named_parameters())
+    for group, ids in zip(step.optimizer.param_groups, groups):
+        group["params"] = [own[names[i]] for i in ids]
+    with mode:
+        inputs = [mode.from_tensor(t) for t in step.inputs]
+        train_once(step, device, inputs)
+        tracker = MemTracker()
+        tracker.track_external(step.net, step.optimizer, *inputs)
+        with tracker:
+            train_once(step, device, inputs)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            train_once(step, device, inputs)
+    peak = tracker.get_tracker_snapshot("peak")[device]
+    parts = {str(getattr(kind, "value", kind)): size / 2**30 for kind, size in peak.items()}
+    return dict(peak_gib=parts.pop("Total"), parts_gib={k: round(v, 3) for k, v in parts.items() if v}, tflop_per_step=counter.get_total_flops() / 1e12)
+
+
+def measured(build: Callable[[], Step], repeats: int = 10) -> dict:
+    step, device = build(), torch.device("cuda")
+    step.net.to(device)
+    inputs = [t.to(device) for t in step.inputs]
+    for _ in range(3):
+        train_once(step, device, inputs)
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        train_once(step, device, inputs)
+    torch.cuda.synchronize()
+    return dict(peak_gib=torch.cuda.max_memory_allocated() / 2**30, reserved_gib=torch.cuda.max_memory_reserved() / 2**30, seconds_per_step=(time.perf_counter() - start) / repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--measure", action="store_true", help="run real steps on the GPU")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
+    rows = []
+    for name in args.stages:
+        build = STAGES[name]
+        step = build()
+        row = dict(stage=name, what=step.what, steps=step.steps)
+        del step
+        row |= measured(build) if args.measure else computed(build)
+        rows.append(row)
+        if args.measure:
+            print(f"{row['what']:<64} {row['peak_gib']:6.2f} GiB (reserved {row['reserved_gib']:.2f})  {1e3 * row['seconds_per_step']:7.1f} ms a step"
+                  f"  {row['seconds_per_step'] * row['steps'] / 60:7.1f} min in all", flush=True)
+        else:
+            row["pflop"] = row["tflop_per_step"] * row["steps"] / 1e3
+            row["minutes"] = {card: row["pflop"] * 1e3 / speed / 60 for card, speed in CARDS.items()}
+            print(f"{row['what']:<64} {row['peak_gib']:6.2f} GiB  {row['tflop_per_step']:6.2f} TFLOP a step  {row['pflop']:6.1f} PFLOP in all: "
+                  + ", ".join(f"{m:.0f} min on {card}" for card, m in row["minutes"].items()), flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(dict(rows=rows, measured=args.measure, assumed_tflops=None if args.measure else CARDS, versions=versions(),
+                                            device=device_name()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
