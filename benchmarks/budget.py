@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import json
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wegformer.classifier import create_classifier
 from wegformer.pipeline import device_name, preset, versions
-from wegformer.segmentation import MultiScale, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
+from wegformer.segmentation import SEGMENTER_PRESETS, MultiScale, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
 from wegformer.training import autocast
 
 CARDS = {"RTX 3060": 10.2, "H200": 300.0}  # TFLOP/s: 40% and 30% of the dense bf16 peak (25.6 and 989)
@@ -30,42 +30,41 @@ CARDS = {"RTX 3060": 10.2, "H200": 300.0}  # TFLOP/s: 40% and 30% of the dense b
 
 class Step(NamedTuple):
     what: str
-    net: nn.Module  # what is trained
-    optimizer: torch.optim.Optimizer
-    inputs: list[torch.Tensor]
-    loss: Callable[[], torch.Tensor]
     steps: int  # of the whole stage
+    net: nn.Module  # what is trained
+    optimizer: Callable[[], torch.optim.Optimizer]  # of the parameters that `net` has by then
+    inputs: list[torch.Tensor]
+    loss: Callable[..., torch.Tensor]  # of the inputs
 
 
 def classifier() -> Step:
     c = preset("voc").classifier
     net = create_classifier(c.model, 20, pretrained=False).train()
     images, labels = torch.zeros(c.batch_size, 3, c.crop_size, c.crop_size), torch.zeros(c.batch_size, 20)
-    return Step(f"classifier: {c.model.partition('.')[0]}, {c.batch_size} crops of {c.crop_size}", net, torch.optim.AdamW(net.parameters()), [images, labels],
-                lambda x, y: nn.functional.multilabel_soft_margin_loss(net(x).float(), y), c.steps)
+    return Step(f"classifier: {c.model.partition('.')[0]}, {c.batch_size} crops of {c.crop_size}", c.steps, net, lambda: torch.optim.AdamW(net.parameters()), [images, labels],
+                lambda x, y: nn.functional.multilabel_soft_margin_loss(net(x).float(), y))
 
 
-def segmenter(name: str, **changes) -> Step:
-    config = dataclasses.replace(SegmenterConfig.preset(name), pretrained=False, frozen_bn=False, **changes)
+def segmenter(name: str) -> Step:
+    config = dataclasses.replace(SegmenterConfig.preset(name), pretrained=False, frozen_bn=False)
     own = create_segmenter(config, 21).to(memory_format=torch.channels_last)
     multi = len(config.loss_scales) > 1
     net = (MultiScale(own, config.loss_scales) if multi else own).train()
     images, masks = torch.zeros(config.batch_size, 3, config.crop, config.crop), torch.zeros(config.batch_size, config.crop, config.crop, dtype=torch.int64)
     scales = f" at {len(config.loss_scales)} scales" if multi else ""
-    return Step(f"{name}: {config.backbone.partition('.')[0]}, {config.batch_size} crops of {config.crop}{scales}", net,
-                torch.optim.SGD(parameter_groups(own, config), momentum=config.momentum), [images, masks], lambda x, y: _batch_loss(own, multi)(net, [x, y]), config.steps)
+    return Step(f"{name}: {config.backbone.partition('.')[0]}, {config.batch_size} crops of {config.crop}{scales}", config.steps, net,
+                lambda: torch.optim.SGD(parameter_groups(own, config), momentum=config.momentum), [images, masks], lambda x, y: _batch_loss(own, multi)(net, [x, y]))
 
 
-STAGES = {"classifier": classifier, "v3plus": lambda: segmenter("deeplabv3plus"), "v3": lambda: segmenter("deeplabv3"), "v2": lambda: segmenter("deeplabv2"),
-          "largefov": lambda: segmenter("largefov")}
+STAGES = {"classifier": classifier, **{name: partial(segmenter, name) for name in SEGMENTER_PRESETS}}
 
 
-def train_once(step: Step, device: torch.device, inputs: list[torch.Tensor]) -> None:
-    with autocast(device, "bf16"):
+def train_once(step: Step, optimizer: torch.optim.Optimizer, inputs: list[torch.Tensor]) -> None:
+    with autocast(inputs[0].device, "bf16"):
         loss = step.loss(*inputs)
     loss.backward()
-    step.optimizer.step()
-    step.optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def without_content(module: nn.Module, mode: FakeTensorMode) -> None:
@@ -79,41 +78,35 @@ def without_content(module: nn.Module, mode: FakeTensorMode) -> None:
                 part._buffers[name] = mode.from_tensor(b)
 
 
-def computed(build: Callable[[], Step]) -> dict:
+def computed(step: Step) -> dict:
     "Peak memory of the second step (the optimiser has its state by then), and the arithmetic of one."
-    step, mode, device = build(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu")
-    groups = [[id(p) for p in group["params"]] for group in step.optimizer.param_groups]
-    names = {id(p): name for name, p in step.net.named_parameters()}
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     without_content(step.net, mode)
-    own = dict(step.net.named_parameters())
-    for group, ids in zip(step.optimizer.param_groups, groups):
-        group["params"] = [own[names[i]] for i in ids]
     with mode:
-        inputs = [mode.from_tensor(t) for t in step.inputs]
-        train_once(step, device, inputs)
+        optimizer, inputs = step.optimizer(), [mode.from_tensor(t) for t in step.inputs]
+        train_once(step, optimizer, inputs)
         tracker = MemTracker()
-        tracker.track_external(step.net, step.optimizer, *inputs)
+        tracker.track_external(step.net, optimizer, *inputs)
         with tracker:
-            train_once(step, device, inputs)
+            train_once(step, optimizer, inputs)
         counter = FlopCounterMode(display=False)
         with counter:
-            train_once(step, device, inputs)
-    peak = tracker.get_tracker_snapshot("peak")[device]
+            train_once(step, optimizer, inputs)
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     parts = {str(getattr(kind, "value", kind)): size / 2**30 for kind, size in peak.items()}
     return dict(peak_gib=parts.pop("Total"), parts_gib={k: round(v, 3) for k, v in parts.items() if v}, tflop_per_step=counter.get_total_flops() / 1e12)
 
 
-def measured(build: Callable[[], Step], repeats: int = 10) -> dict:
-    step, device = build(), torch.device("cuda")
-    step.net.to(device)
-    inputs = [t.to(device) for t in step.inputs]
+def measured(step: Step, repeats: int = 10) -> dict:
+    step.net.to("cuda")
+    optimizer, inputs = step.optimizer(), [t.to("cuda") for t in step.inputs]
     for _ in range(3):
-        train_once(step, device, inputs)
+        train_once(step, optimizer, inputs)
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
-        train_once(step, device, inputs)
+        train_once(step, optimizer, inputs)
     torch.cuda.synchronize()
     return dict(peak_gib=torch.cuda.max_memory_allocated() / 2**30, reserved_gib=torch.cuda.max_memory_reserved() / 2**30, seconds_per_step=(time.perf_counter() - start) / repeats)
 
@@ -124,14 +117,10 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="run real steps on the GPU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
     rows = []
     for name in args.stages:
-        build = STAGES[name]
-        step = build()
-        row = dict(stage=name, what=step.what, steps=step.steps)
-        del step
-        row |= measured(build) if args.measure else computed(build)
+        step = STAGES[name]()
+        row = dict(stage=name, what=step.what, steps=step.steps, **(measured(step) if args.measure else computed(step)))
         rows.append(row)
         if args.measure:
             print(f"{row['what']:<64} {row['peak_gib']:6.2f} GiB (reserved {row['reserved_gib']:.2f})  {1e3 * row['seconds_per_step']:7.1f} ms a step"

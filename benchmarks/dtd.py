@@ -21,6 +21,7 @@ import numpy as np
 import timm
 import torch
 
+from wegformer.pipeline import processor_name
 from wegformer.relevance import dtd_maps, dtd_maps_plain
 
 FIELDS = ["what", "classes", "pairs", "timed", "median_s", "q20_s", "q80_s", "forwards", "forwards_q20", "forwards_q80", "bound"]
@@ -116,17 +117,10 @@ def measure(args):
                  for C in args.classes]
     return rows
 
-def processor():
-    "The CPU's name where Linux tells it."
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
 def main(argv=None):
     args = parse(argv)
     rows = measure(args)
-    where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor()
+    where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor_name()
     setting = dict(model=args.model, size="x".join(map(str, (args.size * 2)[:2])), batch=args.batch,
                    num_classes=args.num_classes, start_block=args.start_block, dtype=args.dtype, clock=args.clock, repeat=args.repeat,
                    plain_repeat=args.plain_repeat, device=where, threads=args.threads, torch=torch.__version__,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from wegformer.crf import dense_crf
+from wegformer.pipeline import processor_name
 from wegformer.pseudo_labels import LabelRule, pseudo_label
 
 RULES = ("paper", "nsrom", "drs", "mec")
@@ -129,18 +130,11 @@ def measure(args):
         rows.append(row("dense_crf", "", C, times["crf"]))
     return rows, bandwidth
 
-def processor():
-    "The CPU's name where Linux tells it."
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
 def main(argv=None):
     args = parse(argv)
     rows, bandwidth = measure(args)
     setting = dict(size="x".join(map(str, args.size)), dtype="float32", threads=1, repeat=args.repeat, crf_repeat=args.crf_repeat, copy_GBps=round(bandwidth / 1e9, 2),
-                   machine=processor(), torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
+                   machine=processor_name(), torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
     print("\n".join(f"{k:<11}{v}" for k, v in setting.items()), "\n")
     print(f"{'':<14}{'rule':<7}{'classes':>7} |{'ms':>9}{'20%':>9}{'80%':>9} |{'CPU ms':>9}{'/ NumPy':>9}{'floor':>8}")
     for r in rows:

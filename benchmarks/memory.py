@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from dtd import processor
+from wegformer.pipeline import processor_name
 
 SIZES = ["224x224", "320x320", "384x512", "512x512", "512x768", "768x768", "768x1024"]
 POINT = """
@@ -69,7 +69,7 @@ def main() -> None:
               for k in ("dtd_maps", "dtd_maps_plain") if sum(k in r for r in rows) > 1}
     print("growth, as a power of the tokens: " + ", ".join(f"{k} {v:.2f}" for k, v in slopes.items()))
     if args.out:
-        where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor()
+        where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor_name()
         setting = dict(model=args.model, device=where, torch=torch.__version__, python=platform.python_version())
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix(".json").write_text(json.dumps(dict(setting=setting, rows=rows, growth=slopes), indent=1))

@@ -16,7 +16,7 @@ import timm
 import torch
 
 import wegformer.toymodels  # registers the toy ViT with timm
-from dtd import processor
+from wegformer.pipeline import processor_name
 from wegformer.relevance import dtd_maps, dtd_maps_plain
 
 
@@ -48,7 +48,7 @@ def main() -> None:
                 rows.append(dict(model=name, start_block=s, what=what, median=float(np.median(d)), worst=float(d.max()), images=len(d)))
                 print(f"{name:<26}{s:>6} {what:<24}{rows[-1]['median']:>10.1e}{rows[-1]['worst']:>12.1e}", flush=True)
     if args.out:
-        setting = dict(size=args.size, device=processor(), threads=torch.get_num_threads(), torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
+        setting = dict(size=args.size, device=processor_name(), threads=torch.get_num_threads(), torch=torch.__version__, timm=timm.__version__, python=platform.python_version())
         args.out.write_text(json.dumps(dict(setting=setting, rows=rows), indent=1))
 
 

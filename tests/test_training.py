@@ -44,21 +44,10 @@ def test_batches_cover_every_epoch_evenly(n, batch, world):
 
 @pytest.mark.parametrize("die_at", [1, 5, 11])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_resume_is_exact(tmp_path, die_at, precision, monkeypatch):
+def test_resume_is_exact(tmp_path, die_at, precision, killed_at):
     whole, history = train(tmp_path / "a", precision=precision, log_every=5)
-    calls = 0
-
-    def dying(model, batch):
-        nonlocal calls
-        calls += 1
-        if calls > die_at:
-            raise KeyboardInterrupt
-        return loss_fn(model, batch)
-
-    monkeypatch.setitem(train.__globals__, "loss_fn", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(sys.modules[__name__], "loss_fn", die_at + 1):
         train(tmp_path / "b", precision=precision, log_every=5)
-    monkeypatch.undo()
     resumed, history_b = train(tmp_path / "b", precision=precision, log_every=5)
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
     assert history_b == history

@@ -127,7 +127,7 @@ def mean_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return cfg["mean"], cfg["std"]
 
 def normalize(
-    images: torch.Tensor,  # (..., 3, H, W) uint8
+    images: torch.Tensor,  # (..., 3, H, W) uint8, or floats in [0, 1]
     model: nn.Module,
 ) -> torch.Tensor:  # (..., 3, H, W) float32
     "Pixels as the model expects them."

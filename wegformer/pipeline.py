@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DataConfig', 'LabelConfig', 'PretrainConfig', 'Config', 'preset', 'recipe', 'cnn_baseline', 'flatten',
-           'override', 'difference', 'Stage', 'versions', 'device_name', 'read_done', 'run', 'open_split',
-           'classifier_stage', 'attention_stage', 'heatmap_stage', 'label_stage', 'initial_stage', 'segmenter_stage',
-           'relabel_stage', 'predict_with', 'evaluation_stage']
+           'override', 'difference', 'Stage', 'versions', 'processor_name', 'device_name', 'read_done', 'run',
+           'open_split', 'classifier_stage', 'attention_stage', 'heatmap_stage', 'label_stage', 'initial_stage',
+           'segmenter_stage', 'relabel_stage', 'predict_with', 'evaluation_stage']
 
 # %% ../nbs/13_pipeline.ipynb #65c7561f
 import dataclasses, difflib, hashlib, importlib.metadata, json, os, platform, resource, shutil, time
@@ -205,13 +205,17 @@ def versions() -> dict[str, str]:
     names = ("wegformer", "torch", "torchvision", "timm", "segmentation-models-pytorch", "accelerate", "torchmetrics", "pydensecrf2", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
+def processor_name() -> str:
+    "The CPU's name, where Linux tells it."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+
 def device_name() -> str:
     "What computed it."
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-               platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return f"{cpu}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 def _reset_peak() -> None:
     "Let the peak memory count from here (on Linux; elsewhere it stays the process's)."

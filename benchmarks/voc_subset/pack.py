@@ -9,13 +9,13 @@ import argparse
 import tarfile
 from pathlib import Path
 
-from wegformer.data import InputError
+from wegformer.data import InputError, read_split
 
 MODELS = ("tf_efficientnet_lite2_imagenet.safetensors", "vgg16_imagenet_features.safetensors")
 
 
 def files(voc: Path, models: Path) -> list[tuple[Path, str]]:  # (file, its name in the archive)
-    names = [n for split in ("train_aug", "val") for n in (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()]
+    names = [n for split in ("train_aug", "val") for n in read_split(voc, split)]
     inside = [Path("cls_labels.npy"), *(Path("ImageSets/Segmentation") / f"{split}.txt" for split in ("train_aug", "val"))]
     inside += [Path("JPEGImages") / f"{n}.jpg" for n in names] + [Path("SegmentationClassAug") / f"{n}.png" for n in names]
     inside += sorted(p.relative_to(voc) for p in (voc / "saliency").rglob("*.png"))

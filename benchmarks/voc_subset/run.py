@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from wegformer.classifier import average_precision, create_classifier, normalize
-from wegformer.data import VOCDataset, atomic_write, without_nan
+from wegformer.data import VOCDataset, atomic_write, read_split, without_nan
 from wegformer.evaluation import mean_over
 from wegformer.extras.distillation import DistilConfig, distil, find_photographs
 from wegformer.pipeline import Config, classifier_stage, device_name, override, preset, read_done, run, versions
@@ -44,16 +44,15 @@ HOLDOUT = 200  # training photographs
 
 def lay_out(voc: Path, out: Path) -> Path:
     "A VOC folder of links to `voc` with lists of its own: train (clean), fit and holdout (its two parts), val."
+    painted = set((HERE / "painted.txt").read_text().split())
+    train, val = [i for i in read_split(voc, "train_aug") if i not in painted], read_split(voc, "val")
+    assert not set(train) & set(val), "a photograph is in train and in val"
     root = out / "VOC2012"
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True, exist_ok=True)
     for name in ("JPEGImages", "SegmentationClassAug", "saliency", "cls_labels.npy"):
         if not (root / name).exists():
             os.symlink((voc / name).resolve(), root / name)
-    painted = set((HERE / "painted.txt").read_text().split())
-    read = lambda split: (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
-    train, val = [i for i in read("train_aug") if i not in painted], read("val")
-    assert not set(train) & set(val), "a photograph is in train and in val"
     held = set(np.random.default_rng(0).permutation(train)[:HOLDOUT].tolist())
     for split, ids in dict(train=train, fit=[i for i in train if i not in held], holdout=[i for i in train if i in held], val=val).items():
         (lists / f"{split}.txt").write_text("\n".join(ids) + "\n")
@@ -69,7 +68,7 @@ def keep(path: Path, **result) -> dict:
 
 
 def record(out: Path, models: Path, target: Path) -> None:
-    "Copy every result that is there, and its figures at a tenth of their size."
+    "Copy every result that is there, and its figures, made smaller."
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(out.glob("*.json")):
         (target / path.name).write_text(path.read_text().replace(str(models.resolve()), "MODELS").replace(str(out), "OUT").rstrip() + "\n")
