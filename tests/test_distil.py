@@ -38,6 +38,43 @@ def test_logits_are_the_students_own(teacher):
     assert torch.equal(both(images)[0], model(images))
 
 
+def test_each_stage_is_learnt_at_its_own_depth(teacher):
+    "The last block's tokens are those of the classifier, an earlier block's the standardised residual stream, taken by a hook of our own."
+    model, images, residual = student(depth=3).eval(), torch.randn(2, 3, 32, 64), {}
+    model.blocks[0].register_forward_hook(lambda module, _, out: residual.update(first=out))
+    both, read = Distillation(model, teacher, stages=(2, 3), depths=(1, 3)).eval(), []
+    for linear in both.predict:
+        linear.register_forward_hook(lambda module, args, _: read.append(args[0]))
+    with torch.no_grad():
+        both(images)
+        early, late = read
+        first = residual["first"][:, 1:]
+        torch.testing.assert_close(early, (first - first.mean(-1, keepdim=True)) / (first.var(-1, keepdim=True, correction=0) + 1e-5).sqrt())
+        assert torch.equal(late, model.forward_features(images)[:, 1:])
+
+
+def test_depths_decide_which_blocks_learn(teacher):
+    both = Distillation(student(depth=4), teacher, stages=(1, 2), depths=(2, 3)).train()
+    both(torch.randn(2, 3, 32, 32))[1].backward()
+    grads = [block.attn.proj.weight.grad for block in both.student.blocks]
+    assert all(g.abs().max() > 0 for g in grads[:3]) and grads[3] is None
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_features_are_weighted(teacher, weight):
+    torch.manual_seed(0)
+    model, images = student(), torch.randn(2, 3, 32, 32)
+    one, weighted = (Distillation(model, teacher, features=w).eval() for w in (1.0, weight))
+    weighted.load_state_dict(one.state_dict())
+    torch.testing.assert_close(weighted(images)[1], weight * one(images)[1])
+
+
+@pytest.mark.parametrize("depths", [(1,), (0, 2), (1, 3), ()])
+def test_depths_that_the_student_has_not(teacher, depths):
+    with pytest.raises(InputError, match=r"depths is .* expected a block of the student, 1 to 2, for each of the stages \(2, 3\)"):
+        Distillation(student(), teacher, (2, 3), depths=depths)
+
+
 def test_the_loss_compares_place_by_place(teacher):
     "Each patch's guess is set to the standardised target of its own place: the loss vanishes, and returns when two columns are swapped."
     both = Distillation(student(patch=8), teacher, stages=(2,)).train()

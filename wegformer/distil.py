@@ -25,6 +25,9 @@ class Distillation(nn.Module):
         teacher: nn.Module,  # a timm CNN; it is not changed
         stages: Sequence[int] = (2, 3),  # of the teacher: stride 8 and 16 in a ResNet
         decisions: float = 0.0,  # weight of the divergence from the teacher's class probabilities
+        *,
+        depths: Sequence[int] | None = None,  # the student's block that learns each stage, 1 is the first; None: the last one learns them all
+        features: float = 1.0,  # weight of the features' loss
     ):
         super().__init__()
         if not isinstance(student, VisionTransformer):
@@ -34,7 +37,12 @@ class Distillation(nn.Module):
         levels = len(teacher.feature_info)
         if not all(0 <= s < levels for s in stages) or not stages:
             raise InputError(f"stages is {tuple(stages)}; expected one or more of 0 to {levels - 1}, the stages of {type(teacher).__name__}.")
-        self.student, self.teacher, self.stages, self.decisions = student, teacher.eval().requires_grad_(False), tuple(stages), decisions
+        blocks = len(student.blocks)
+        self.depths = (blocks,) * len(stages) if depths is None else tuple(depths)
+        if len(self.depths) != len(stages) or not all(1 <= d <= blocks for d in self.depths):
+            raise InputError(f"depths is {self.depths}; expected a block of the student, 1 to {blocks}, for each of the stages {tuple(stages)}.")
+        self.student, self.teacher, self.stages = student, teacher.eval().requires_grad_(False), tuple(stages)
+        self.decisions, self.features = decisions, features
         channels = [teacher.feature_info[s]["num_chs"] for s in self.stages]
         self.predict = nn.ModuleList(nn.Linear(student.embed_dim, c) for c in channels)
         self.standardize = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
@@ -52,22 +60,27 @@ class Distillation(nn.Module):
             last, features = self.teacher.forward_intermediates(images, indices=self.stages)
             return features, self.teacher.forward_head(last).float().softmax(1)
 
+    def _patches(self, images: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+        "The student's patch tokens (B, h*w, D) at each depth that learns, and its logits."
+        wanted = sorted(set(self.depths))
+        last, early = self.student.forward_intermediates(images, indices=[d - 1 for d in wanted], output_fmt="NLC")
+        patches = {d: F.layer_norm(tokens, tokens.shape[-1:]) for d, tokens in zip(wanted, early)}
+        return patches | {len(self.student.blocks): last[:, self.student.num_prefix_tokens:]}, self.student.forward_head(last)
+
     def forward(
         self,
         images: torch.Tensor,  # (B, 3, H, W), normalised for the student
         seen: torch.Tensor | None = None,  # the same, normalised for the teacher; None: both expect the same
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, num_classes), scalar
         targets, probabilities = self._targets(images if seen is None else seen)
-        tokens = self.student.forward_features(images)  # (B, 1 + h*w, D)
-        logits = self.student.forward_head(tokens)
+        patches, logits = self._patches(images)
         grid = self.student.patch_embed.dynamic_feat_size(images.shape[-2:])  # h, w
-        patches = tokens[:, self.student.num_prefix_tokens:]
-        loss = patches.new_zeros((), dtype=torch.float32)
-        for predict, standardize, target in zip(self.predict, self.standardize, targets):
-            guess = predict(patches).transpose(1, 2).unflatten(2, grid).float()  # (B, C_s, h, w)
+        loss = logits.new_zeros((), dtype=torch.float32)
+        for depth, predict, standardize, target in zip(self.depths, self.predict, self.standardize, targets):
+            guess = predict(patches[depth]).transpose(1, 2).unflatten(2, grid).float()  # (B, C_s, h, w)
             common = [min(a, b) for a, b in zip(grid, target.shape[-2:])]
             target = standardize(F.adaptive_avg_pool2d(target.float(), common))
-            loss = loss + F.mse_loss(F.adaptive_avg_pool2d(guess, common), target) / len(self.stages)
+            loss = loss + self.features * F.mse_loss(F.adaptive_avg_pool2d(guess, common), target) / len(self.stages)
         if probabilities is not None:
             loss = loss + self.decisions * F.kl_div(logits.float().log_softmax(1), probabilities, reduction="batchmean")
         return logits, loss

@@ -38,6 +38,8 @@ class DistilConfig:
     teacher_weights: str | None = None  # a local checkpoint of the teacher; None: timm's, downloaded once
     teacher_stride: int | None = None  # pixels per cell of the teacher's last features, where it has the option (16: as fine as the patches of a ViT/16)
     stages: tuple[int, ...] = (3, 4)  # whose features are learnt: 0 is the first
+    depths: tuple[int, ...] | None = None  # the student's block that learns each stage, 1 is the first; None: the last one learns them all
+    features: float = 1.0  # weight of what the features leave unexplained
     decisions: float = 1.0  # weight of the divergence from the teacher's class probabilities; 0: features alone
     crop_size: int = 224  # pixels
     area: tuple[float, float] = (0.15, 1.0)  # of the photograph that a crop covers
@@ -64,7 +66,8 @@ class DistilConfig:
         for name in ("gray", "mixup"):
             check(0 <= getattr(self, name) <= 1, name, "a probability")
         check(0 <= self.ema < 1, "ema", "a number in [0, 1)")
-        check(self.decisions >= 0, "decisions", "0 or more")
+        for name in ("features", "decisions"):
+            check(getattr(self, name) >= 0, name, "0 or more")
         check(self.holdout >= 0, "holdout", "0 or more photographs")
 
 # %% ../../nbs/extras/distillation.ipynb #4be1b5ef
@@ -204,7 +207,7 @@ def distil(
     teacher = create_classifier(config.teacher, None, config.teacher_weights is None, config.teacher_weights, config.teacher_stride)
     teacher = teacher.to(memory_format=torch.channels_last)  # a CNN only looks: this way a third faster in bf16
     student = create_classifier(config.student, teacher.num_classes, False, config.weights)
-    both = Distillation(student, teacher, config.stages, config.decisions)
+    both = Distillation(student, teacher, config.stages, config.decisions, depths=config.depths, features=config.features)
     if device.type == "cpu":  # the fused attention's backward pass is the slower one there: a step of the student takes 1.7 times as long
         for block in student.blocks:
             block.attn.fused_attn = False
