@@ -203,7 +203,7 @@ def main() -> None:
         classify("classifier", override(config, {"seed": args.seeds[0]}))
     shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
     notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], seeds=args.seeds)),
-                 "sweep": ("sensitivity", dict(only="holdout", seeds=args.seeds[:1]))}
+                 "sweep": ("sensitivity", dict(only="holdout", sample=HOLDOUT // 2, scales=[[0.5], [1.0], [0.5, 1.0], [0.5, 1.0, 1.5]], seeds=args.seeds[:1]))}
     for step, (name, own) in notebooks.items():
         if step in args.only:
             result = reproduce(name, out, shared | own)
