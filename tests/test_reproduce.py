@@ -86,6 +86,27 @@ def test_the_ladder_over_some_classes_alone(everything, tmp_path, capsys):
     assert main([*args, 'classes=["bird","tiger"]']) == 2 and "Class 'tiger' is not known" in capsys.readouterr().err
 
 
+def test_the_ladder_with_a_chosen_rule(everything, tmp_path, capsys):
+    args = ["reproduce", "ladder", "--preset", "smoke", "--out", str(tmp_path), "--cache", str(everything / "cache"), *OPTIONS, "--parameters"]
+    assert main([*args, 'methods=["dtd"]', 'rule={"fg_thr": 0.0, "epom": False}']) == 0
+    rows = {r["name"]: r for r in json.loads((tmp_path / "ladder.json").read_text())["rows"]}
+    full, plain, crf = (rows[f"+ Sal + EPOM*{end}"] for end in ("", ", fg_thr = 0.0, epom = False", ", fg_thr = 0.0, epom = False, CRF"))
+    changed = {key for key, value in full["config"].items() if plain["config"][key] != value}
+    assert changed == {"labels.rule.fg_thr", "labels.rule.epom"} and not plain["config"]["segmenter.crf"] and crf["config"]["segmenter.crf"]
+    ignored = [r["metrics"][0]["labels"]["pseudo_label"]["ignored"] for r in (full, plain)]
+    assert ignored[1] < ignored[0] and plain["miou"] is not None and crf["pseudo_label_miou"] == plain["pseudo_label_miou"]
+    assert main([*args, 'rule={"foreground": 0.0}']) == 2 and "labels.rule.foreground" in capsys.readouterr().err
+
+
+def test_the_sweep_also_counts_ignored_pixels_as_background(everything):
+    rows = rows_of(everything, "sensitivity")
+    measured = [(r["pseudo_label_miou"], r["measures"]["strict"][0], r["measures"]["ignored, %"][0]) for r in rows]
+    assert any(ignored > 0 and miou != strict for miou, strict, ignored in measured)
+    assert all(miou == strict for miou, strict, ignored in measured if ignored == 0)
+    values = {r["name"]: r["measures"] for r in rows}
+    assert values["min_foreground = 0.0, with saliency"]["strict"] == values["min_foreground = None, with saliency"]["strict"]
+
+
 def test_a_row_that_fails_is_shown_and_the_others_stand(everything, tmp_path, capsys):
     status = main(["reproduce", "table3", "--preset", "smoke", "--out", str(tmp_path), "--cache", str(everything / "cache"), *OPTIONS,
                    "--parameters", "blocks=[12]"])

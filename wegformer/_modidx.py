@@ -361,6 +361,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'wegformer.pipeline.relabel_stage': ('pipeline.html#relabel_stage', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.run': ('pipeline.html#run', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.segmenter_stage': ('pipeline.html#segmenter_stage', 'wegformer/pipeline.py'),
+                                    'wegformer.pipeline.trivial_label': ('pipeline.html#trivial_label', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.versions': ('pipeline.html#versions', 'wegformer/pipeline.py')},
             'wegformer.pseudo_labels': { 'wegformer.pseudo_labels.LabelRule': ( 'pseudo_labels.html#labelrule',
                                                                                 'wegformer/pseudo_labels.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'DataConfig', 'LabelConfig', 'PretrainConfig', 'Config', 'preset', 'recipe', 'cnn_baseline', 'flatten',
            'override', 'difference', 'Stage', 'versions', 'processor_name', 'device_name', 'read_done', 'run',
-           'open_split', 'classifier_stage', 'attention_stage', 'heatmap_stage', 'label_stage', 'initial_stage',
-           'segmenter_stage', 'relabel_stage', 'predict_with', 'evaluation_stage']
+           'open_split', 'classifier_stage', 'attention_stage', 'heatmap_stage', 'trivial_label', 'label_stage',
+           'initial_stage', 'segmenter_stage', 'relabel_stage', 'predict_with', 'evaluation_stage']
 
 # %% ../nbs/13_pipeline.ipynb #65c7561f
 import dataclasses, difflib, hashlib, importlib.metadata, json, os, platform, resource, shutil, time
@@ -370,14 +370,21 @@ def _saliency_name(config: Config, train: VOCDataset) -> str | None:
     name = config.labels.saliency
     return next(iter(train.saliency_folders), None) if name == "auto" else name
 
+def trivial_label(
+    saliency: torch.Tensor,  # (H, W) uint8
+    classes: torch.Tensor,  # (C,) class ids of the photograph
+    threshold: int = 128,  # pixels above this are salient
+) -> torch.Tensor:  # (H, W) uint8
+    "Salient pixels get the first class: what anyone with saliency maps has for nothing."
+    return (saliency > threshold).to(torch.uint8) * (int(classes[0]) if len(classes) else 0)
+
 def _label(labels: LabelConfig, train: VOCDataset, i: int, maps: Path | None, place: int | None, mined: list[int]):
     "The label of training image i, and what the rule did (None for the other sources)."
     if labels.source == "masks":
         return train.mask(i), None
     saliency = train.saliency(i, labels.saliency) if labels.saliency else None
     if labels.source == "saliency":
-        classes = train.class_ids(i)
-        return (saliency > labels.threshold).to(torch.uint8) * (int(classes[0]) if len(classes) else 0), None
+        return trivial_label(saliency, train.class_ids(i), labels.threshold), None
     attention, classes = read_attention(maps / f"{train.ids[i]}.npz")
     main = attention if place is None else attention[place]
     return label_with_stats(main, classes, saliency, labels.rule, [attention[k] for k in mined])

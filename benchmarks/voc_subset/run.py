@@ -7,7 +7,7 @@ vgg16_imagenet_features.safetensors (DeepLab's initial weights). Every step is s
 
     data      a VOC folder of links, whose lists leave out training photographs with painted-in boxes (painted.txt), and name a hold-out and a quarter of it
     distil    a ViT learns from the teacher, on the training photographs without the hold-out, without labels
-    probe     what the teacher's own features know: a linear classifier on them, for comparison alone
+    probe     what the teacher's features know, and the student's: a linear classifier on them, for comparison alone; the student's on the hold-out
     tune      the classifier on the rest of the training photographs, measured on the hold-out: where its recipe was chosen
     maps      which heat map points at the object: that classifier on a quarter of the hold-out
     ladder    classifier, maps, labels, networks: nbs/extras/ladder.ipynb, measured on val once
@@ -37,7 +37,7 @@ from wegformer.classifier import average_precision, create_classifier, load_clas
 from wegformer.data import IGNORE, VOCDataset, atomic_write, read_split, without_nan
 from wegformer.evaluation import best_threshold, confusion, iou, mean_over
 from wegformer.extras.distillation import DistilConfig, distil, find_photographs
-from wegformer.pipeline import Config, classifier_stage, device_name, override, preset, read_done, run, versions
+from wegformer.pipeline import Config, Stage, _initial, classifier_stage, device_name, override, preset, read_done, run, trivial_label, versions
 from wegformer.pseudo_labels import pseudo_label, table2_rules
 from wegformer.reproduce import format_table, reproduce
 from wegformer.training import default_device
@@ -49,7 +49,7 @@ HOLDOUT = 200  # training photographs
 
 
 def lay_out(voc: Path, out: Path) -> Path:
-    "A VOC folder of links to `voc` with lists of its own: train (clean), fit and holdout (its two parts), val."
+    "A VOC folder of links to `voc` with lists of its own: train (clean), fit and holdout (its two parts), choice (a quarter of the hold-out), val."
     painted = set((HERE / "painted.txt").read_text().split())
     train, val = [i for i in read_split(voc, "train_aug") if i not in painted], read_split(voc, "val")
     assert not set(train) & set(val), "a photograph is in train and in val"
@@ -67,8 +67,7 @@ def lay_out(voc: Path, out: Path) -> Path:
 
 
 def keep(path: Path, **result) -> dict:
-    "Write a result with the versions and the device."
-    result |= dict(versions=versions(), device=device_name())
+    "Write a result."
     with atomic_write(path, "w") as handle:
         json.dump(result, handle, indent=1)
     return result
@@ -85,36 +84,33 @@ def record(out: Path, models: Path, target: Path) -> None:
         picture.quantize(128).save(target / path.name, optimize=True)
 
 
-def named_ap(ap: torch.Tensor, names: tuple[str, ...]) -> dict:
-    values = without_nan(dict(zip(names[1:], ap.tolist())))
-    return dict(mAP=mean_over(values), mAP_eight=mean_over(values, CLASSES), AP=values)
+def probe_stage(root: Path, network: str, weights: Path, train_split: str, val_split: str, side: int) -> Stage:
+    "What a network's pooled features of whole photographs know: a logistic regression for each class on them, as they stand."
+    train, val = (VOCDataset(root, split, labels="npy") for split in (train_split, val_split))
 
+    @torch.inference_mode()
+    def make(out: Path, needs: dict) -> dict:
+        device = default_device()
+        model = create_classifier(network, None, False, weights).to(device)
 
-@torch.inference_mode()
-def probe(root: Path, weights: Path, out: Path) -> dict:
-    "A logistic regression for each class on the teacher's pooled features of whole photographs, as it stands: the teacher's own mAP."
-    if (out / "probe.json").is_file():
-        return json.loads((out / "probe.json").read_text())
-    start, device = time.perf_counter(), default_device()
-    teacher = create_classifier(TEACHER, None, False, weights).to(device)
-    train, val = (VOCDataset(root, split) for split in ("train", "val"))
+        def features(voc: VOCDataset) -> np.ndarray:
+            rows = []
+            for i in tqdm(range(len(voc)), desc=f"features of {voc.split}"):
+                x = normalize(F.resize(voc.image(i), [side, side], antialias=True), model)[None].to(device)
+                rows.append(model.forward_head(model.forward_features(x), pre_logits=True)[0].float().cpu())
+            return torch.stack(rows).numpy()
 
-    def features(voc: VOCDataset) -> np.ndarray:
-        rows = []
-        for i in tqdm(range(len(voc)), desc=f"features of {voc.split}"):
-            x = normalize(F.resize(voc.image(i), [260, 260], antialias=True), teacher)[None].to(device)
-            rows.append(teacher.forward_head(teacher.forward_features(x), pre_logits=True)[0].float().cpu())
-        return torch.stack(rows).numpy()
+        x, y, xv, yv = features(train), np.stack([train.labels(i) for i in range(len(train))]), features(val), torch.stack([val.labels(i) for i in range(len(val))])
+        mean, std = x.mean(0), x.std(0) + 1e-6
+        x, xv = (x - mean) / std, (xv - mean) / std
+        logits = np.full(yv.shape, -np.inf, dtype=np.float32)
+        for c in range(y.shape[1]):
+            if 0 < y[:, c].sum() < len(y):
+                logits[:, c] = LogisticRegression(C=1e-3, max_iter=1000).fit(x, y[:, c]).decision_function(xv)
+        AP = without_nan(dict(zip(val.classes[1:], average_precision(torch.from_numpy(logits), yv).tolist())))
+        return dict(mAP=mean_over(AP), AP=AP)
 
-    x, y, xv, yv = features(train), np.stack([train.labels(i) for i in range(len(train))]), features(val), torch.stack([val.labels(i) for i in range(len(val))])
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, xv = (x - mean) / std, (xv - mean) / std
-    logits = np.full(yv.shape, -np.inf, dtype=np.float32)
-    for c in range(y.shape[1]):
-        if 0 < y[:, c].sum() < len(y):
-            logits[:, c] = LogisticRegression(C=1e-3, max_iter=1000).fit(x, y[:, c]).decision_function(xv)
-    return keep(out / "probe.json", what="linear probe on the teacher's features, val", **named_ap(average_precision(torch.from_numpy(logits), yv), val.classes),
-                seconds=round(time.perf_counter() - start, 1))
+    return Stage("probe", dict(network=network, weights=_initial(False, str(weights), network), train=train.ids, val=val.ids, side=side), make)
 
 
 MAPS = {
@@ -129,31 +125,34 @@ MAPS = {
 }
 
 
-def compare_maps(root: Path, classifier: Path, config: Config, out: Path) -> dict:
+def maps_stage(config: Config, workers: int = 0) -> Stage:
     "Kinds of maps: area under the curve, mIoU of the bare maps at the background that suits them best, mIoU of the labels made from them."
-    if (out / "maps.json").is_file():
-        return json.loads((out / "maps.json").read_text())
-    voc, model = VOCDataset(root, "choice", labels="npy"), load_classifier(classifier)[0].to(default_device())
+    voc, rule, threshold = VOCDataset(config.data.voc_root, "choice", labels="npy"), table2_rules()["+ EPOM*"], config.labels.threshold
     some, ids = ["background", *CLASSES], range(len(voc))
-    masks, classes, saliency = ([read(i) for i in ids] for read in (voc.mask, voc.class_ids, lambda i: voc.saliency(i, next(iter(voc.saliency_folders)))))
 
-    def quality(labels: list[torch.Tensor]) -> dict:
-        "mIoU over nine classes of the pixels that are labelled, and the share of those that are not; percent."
-        values = (100 * iou(confusion(zip(labels, masks), len(voc.classes)))).tolist()
-        return dict(miou=mean_over(dict(zip(voc.classes, values)), some), ignored=100 * sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels))
+    def make(out: Path, needs: dict) -> dict:
+        model = load_classifier(needs["classifier"] / "model.safetensors")[0].to(default_device())
+        masks, classes, saliency = ([read(i) for i in ids] for read in (voc.mask, voc.class_ids, lambda i: voc.saliency(i, next(iter(voc.saliency_folders)))))
 
-    rows = [dict(name="salient pixels, first class", labels=quality([(s > config.labels.threshold) * int(c[0]) for s, c in zip(saliency, classes)]))]
-    for name, change in MAPS.items():
-        start, recipe = time.perf_counter(), dataclasses.replace(config.attention, **change)
-        maps = [attention_maps(model, voc.image(i), classes[i], recipe).cpu() for i in tqdm(ids, desc=name, leave=False)]
-        seconds = (time.perf_counter() - start) / len(voc)
-        areas = []
-        for own, mask, present in zip(maps, masks, classes):
-            known = mask != IGNORE
-            areas += [roc_auc_score((mask == c)[known].numpy(), m[known].numpy()) for m, c in zip(own, present) if 0 < (mask[known] == c).float().mean() < 1]
-        labels = [pseudo_label(m, c, s, table2_rules()["+ EPOM*"]) for m, c, s in zip(maps, classes, saliency)]
-        rows.append(dict(name=name, auc=float(np.mean(areas)), bare=mean_over(without_nan(best_threshold(maps, voc).iou), some), labels=quality(labels), seconds=round(seconds, 2)))
-    return keep(out / "maps.json", what=f"{len(voc)} photographs of the hold-out, by a classifier that never saw them", rows=rows)
+        def quality(labels: list[torch.Tensor]) -> dict:
+            "mIoU over nine classes of the pixels that are labelled, and the share of those that are not; percent."
+            values = (100 * iou(confusion(zip(labels, masks), len(voc.classes)))).tolist()
+            return dict(miou=mean_over(dict(zip(voc.classes, values)), some), ignored=100 * sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels))
+
+        rows = [dict(name="salient pixels, first class", labels=quality([trivial_label(s, c, threshold) for s, c in zip(saliency, classes)]))]
+        for name, change in MAPS.items():
+            start, recipe = time.perf_counter(), dataclasses.replace(config.attention, **change)
+            maps = [attention_maps(model, voc.image(i), classes[i], recipe).cpu() for i in tqdm(ids, desc=name, leave=False)]
+            seconds = (time.perf_counter() - start) / len(voc)
+            areas = []
+            for own, mask, present in zip(maps, masks, classes):
+                known = mask != IGNORE
+                areas += [roc_auc_score((mask == c)[known].numpy(), m[known].numpy()) for m, c in zip(own, present) if 0 < (mask[known] == c).float().mean() < 1]
+            labels = [pseudo_label(m, c, s, rule) for m, c, s in zip(maps, classes, saliency)]
+            rows.append(dict(name=name, auc=float(np.mean(areas)), bare=mean_over(without_nan(best_threshold(maps, voc).iou), some), labels=quality(labels), seconds=round(seconds, 2)))
+        return dict(photographs=len(voc), rows=rows)
+
+    return Stage("maps", dict(kinds=MAPS, attention=config.attention, rule=rule, threshold=threshold, images=voc.ids), make, dict(classifier=classifier_stage(config, workers)))
 
 
 def main() -> None:
@@ -175,34 +174,38 @@ def main() -> None:
     recipe = DistilConfig(teacher=TEACHER, teacher_weights=str((args.models / f"{TEACHER}_imagenet.safetensors").resolve()), **budget["distil"])
     chain = {"data.train_split": "train", "data.label_source": "npy", "classifier.model": recipe.student, "classifier.weights": str(student), "classifier.pretrained": False,
              "segmenter.weights": str((args.models / "vgg16_imagenet_features.safetensors").resolve()), **budget["chain"]}
-
     config = override(preset("voc"), {"data.voc_root": str(root), **chain})
+    tuned = override(config, {"data.train_split": "fit", "data.val_split": "holdout"})
 
-    def classify(name: str, config: Config) -> Path:
-        "Train the classifier unless it is there, write down its average precision, and say where it is."
-        folder = run(classifier_stage(config, args.workers), cache)
-        metrics = read_done(folder)["metrics"]
-        keep(out / f"{name}.json", train=config.data.train_split, val=config.data.val_split, **metrics, mAP_eight=mean_over(metrics["AP"], CLASSES))
-        print(f"classifier on {config.data.val_split}: mAP {metrics['mAP']:.1f}, over the eight classes {mean_over(metrics['AP'], CLASSES):.1f}")
-        return folder / "model.safetensors"
+    def measure(name: str, stage: Stage, **about) -> dict:
+        "Make a stage unless it is there, and write its figures down with what they were made with."
+        done = read_done(run(stage, cache))
+        figures = about | done["metrics"]
+        if "AP" in figures:
+            figures["mAP_eight"] = mean_over(figures["AP"], CLASSES)
+            print(f"{name}: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")
+        return keep(out / f"{name}.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
+
+    def measure_classifier(name: str, config: Config) -> None:
+        measure(name, classifier_stage(config, args.workers), train=config.data.train_split, val=config.data.val_split)
 
     if "distil" in args.only:
         start, again = time.perf_counter(), (out / "distil.json").is_file()
         history = distil(recipe, find_photographs(root / "JPEGImages", root / "ImageSets" / "Segmentation" / "fit.txt"), out / "distil", workers=args.workers)
         if not again:
-            keep(out / "distil.json", config=budget["distil"], history=history, seconds_of_last_call=round(time.perf_counter() - start, 1))
+            keep(out / "distil.json", config=budget["distil"], history=history, seconds_of_last_call=round(time.perf_counter() - start, 1), versions=versions(), device=device_name())
     if "probe" in args.only:
-        result = probe(root, args.models / f"{TEACHER}_imagenet.safetensors", out)
-        print(f"the teacher's linear probe: mAP {result['mAP']:.1f}, over the eight classes {result['mAP_eight']:.1f}")
-    if "tune" in args.only or "maps" in args.only:
-        tuned = classify("tune", override(config, {"data.train_split": "fit", "data.val_split": "holdout"}))
+        measure("probe", probe_stage(root, TEACHER, args.models / f"{TEACHER}_imagenet.safetensors", "train", "val", 260), train="train", val="val")
+        measure("probe_student", probe_stage(root, recipe.student, student, "fit", "holdout", config.classifier.crop_size), train="fit", val="holdout")
+    if "tune" in args.only:
+        measure_classifier("tune", tuned)
     if "maps" in args.only:
-        for row in compare_maps(root, tuned, config, out)["rows"]:
+        for row in measure("maps", maps_stage(tuned, args.workers))["rows"]:
             print(f"{row['name']:<40}" + (f"AUC {row['auc']:.3f}, bare {row['bare']:.1f}, " if "auc" in row else "") + f"labels {row['labels']['miou']:.1f}")
     if "ladder" in args.only:
-        classify("classifier", override(config, {"seed": args.seeds[0]}))
+        measure_classifier("classifier", override(config, {"seed": args.seeds[0]}))
     shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
-    notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], seeds=args.seeds)),
+    notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], rule=budget["rule"], seeds=args.seeds)),
                  "sweep": ("sensitivity", dict(only="holdout", sample=HOLDOUT // 2, scales=[[0.5], [1.0], [0.5, 1.0], [0.5, 1.0, 1.5]], seeds=args.seeds[:1]))}
     for step, (name, own) in notebooks.items():
         if step in args.only:
