@@ -4,7 +4,8 @@
     python benchmarks/budget.py --measure --out kernels/results/budget.json # on a GPU: a few real steps
 
 Computed: the step runs with tensors that have a shape but no content; what is alive is counted tensor by tensor, as are the multiplications. An allocator
-rounds up and keeps what it once had, and a convolution may take workspace, so a card needs somewhat more. Batch sizes and resolutions are those of the preset `voc`.
+rounds up and keeps what it once had, and a convolution may take workspace, so a card needs somewhat more. Batch sizes and resolutions are those of the preset `voc`, and
+of `DistilConfig`.
 """
 import argparse
 import dataclasses
@@ -21,6 +22,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from wegformer.classifier import create_classifier
+from wegformer.distil import Distillation
+from wegformer.extras.distillation import DistilConfig, Lesson
 from wegformer.pipeline import device_name, preset, versions
 from wegformer.segmentation import SEGMENTER_PRESETS, MultiScale, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
 from wegformer.training import autocast
@@ -56,7 +59,18 @@ def segmenter(name: str) -> Step:
                 lambda: torch.optim.SGD(parameter_groups(own, config), momentum=config.momentum), [images, masks], lambda x, y: _batch_loss(own, multi)(net, [x, y]))
 
 
-STAGES = {"classifier": classifier, **{name: partial(segmenter, name) for name in SEGMENTER_PRESETS}}
+def distillation() -> Step:
+    c = DistilConfig()
+    teacher = create_classifier(c.teacher, None, False, output_stride=c.teacher_stride).to(memory_format=torch.channels_last)
+    lesson = Lesson(Distillation(create_classifier(c.student, teacher.num_classes, False), teacher, c.stages, c.decisions, depths=c.depths, features=c.features), ema=c.ema).train()
+    both = lesson.distillation
+    teacher.requires_grad_(True)  # the tracker's hooks refuse frozen weights; the teacher runs without gradients all the same
+    return Step(f"distillation: {c.student.partition('.')[0]} of {c.teacher.partition('.')[0]}, {c.batch_size} crops of {c.crop_size}", c.steps, lesson,
+                lambda: torch.optim.AdamW([*both.student.parameters(), *both.predict.parameters()]), [torch.zeros(c.batch_size, 3, c.crop_size, c.crop_size)],
+                lambda x: both(*lesson.both(x))[1])  # without mixup and the running mean, whose branches depend on content
+
+
+STAGES = {"distillation": distillation, "classifier": classifier, **{name: partial(segmenter, name) for name in SEGMENTER_PRESETS}}
 
 
 def train_once(step: Step, optimizer: torch.optim.Optimizer, inputs: list[torch.Tensor]) -> None:
