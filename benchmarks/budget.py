@@ -2,6 +2,7 @@
 
     python benchmarks/budget.py --out benchmarks/results/budget.json        # computed, on any machine
     python benchmarks/budget.py --measure --out kernels/results/budget.json # on a GPU: a few real steps
+    python benchmarks/budget.py --recipe benchmarks/voc_subset/gpu.json     # of a recipe of benchmarks/voc_subset
 
 Computed: the step runs with tensors that have a shape but no content; what is alive is counted tensor by tensor, as are the multiplications. An allocator
 rounds up and keeps what it once had, and a convolution may take workspace, so a card needs somewhat more. Batch sizes and resolutions are those of the preset `voc`, and
@@ -21,10 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from wegformer.classifier import create_classifier
+from wegformer.classifier import ClassifierConfig, create_classifier
 from wegformer.distil import Distillation
 from wegformer.extras.distillation import DistilConfig, Lesson
-from wegformer.pipeline import device_name, preset, versions
+from wegformer.pipeline import device_name, override, preset, versions
 from wegformer.segmentation import SEGMENTER_PRESETS, MultiScale, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
 from wegformer.training import autocast
 
@@ -40,16 +41,15 @@ class Step(NamedTuple):
     loss: Callable[..., torch.Tensor]  # of the inputs
 
 
-def classifier() -> Step:
-    c = preset("voc").classifier
+def classifier(c: ClassifierConfig) -> Step:
     net = create_classifier(c.model, 20, pretrained=False).train()
     images, labels = torch.zeros(c.batch_size, 3, c.crop_size, c.crop_size), torch.zeros(c.batch_size, 20)
     return Step(f"classifier: {c.model.partition('.')[0]}, {c.batch_size} crops of {c.crop_size}", c.steps, net, lambda: torch.optim.AdamW(net.parameters()), [images, labels],
                 lambda x, y: nn.functional.multilabel_soft_margin_loss(net(x).float(), y))
 
 
-def segmenter(name: str) -> Step:
-    config = dataclasses.replace(SegmenterConfig.preset(name), pretrained=False, frozen_bn=False)
+def segmenter(name: str, c: SegmenterConfig) -> Step:
+    config = dataclasses.replace(c, pretrained=False, weights=None, frozen_bn=False)
     own = create_segmenter(config, 21).to(memory_format=torch.channels_last)
     multi = len(config.loss_scales) > 1
     net = (MultiScale(own, config.loss_scales) if multi else own).train()
@@ -59,8 +59,7 @@ def segmenter(name: str) -> Step:
                 lambda: torch.optim.SGD(parameter_groups(own, config), momentum=config.momentum), [images, masks], lambda x, y: _batch_loss(own, multi)(net, [x, y]))
 
 
-def distillation() -> Step:
-    c = DistilConfig()
+def distillation(c: DistilConfig) -> Step:
     teacher = create_classifier(c.teacher, None, False, output_stride=c.teacher_stride).to(memory_format=torch.channels_last)
     lesson = Lesson(Distillation(create_classifier(c.student, teacher.num_classes, False), teacher, c.stages, c.decisions, depths=c.depths, features=c.features), ema=c.ema).train()
     both = lesson.distillation
@@ -70,7 +69,17 @@ def distillation() -> Step:
                 lambda x: both(*lesson.both(x))[1])  # without mixup and the running mean, whose branches depend on content
 
 
-STAGES = {"distillation": distillation, "classifier": classifier, **{name: partial(segmenter, name) for name in SEGMENTER_PRESETS}}
+def stages(recipe: Path | None) -> dict[str, Callable[[], Step]]:
+    "What is looked at: the defaults and the paper's presets, or what a recipe sets in their place."
+    if recipe is None:
+        networks = {name: SegmenterConfig.preset(name) for name in SEGMENTER_PRESETS}
+        learnt, chain = DistilConfig(), preset("voc")
+    else:
+        own = json.loads(recipe.read_text())
+        learnt = DistilConfig(**own["distil"])
+        chain = override(preset("voc"), {"classifier.model": learnt.student, **own["chain"]})
+        networks = {"segmenter": chain.segmenter}
+    return {"distillation": partial(distillation, learnt), "classifier": partial(classifier, chain.classifier), **{name: partial(segmenter, name, c) for name, c in networks.items()}}
 
 
 def train_once(step: Step, optimizer: torch.optim.Optimizer, inputs: list[torch.Tensor]) -> None:
@@ -127,13 +136,14 @@ def measured(step: Step, repeats: int = 10) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--recipe", type=Path, help="JSON with the values of `distil` and `chain`; default: the preset `voc`")
+    parser.add_argument("--stages", nargs="+", help="some of them alone")
     parser.add_argument("--measure", action="store_true", help="run real steps on the GPU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = []
-    for name in args.stages:
-        step = STAGES[name]()
+    rows, known = [], stages(args.recipe)
+    for name in args.stages or known:
+        step = known[name]()
         row = dict(stage=name, what=step.what, steps=step.steps, **(measured(step) if args.measure else computed(step)))
         rows.append(row)
         if args.measure:

@@ -227,7 +227,7 @@ def _gallery(voc: VOCDataset, picks: Sequence[int], between: list, columns: list
     "Rows of photograph, true mask, more, and a mask of each column."
     grid = [[lambda ax, i=i: show_image(voc.image(i), ax), lambda ax, i=i: show_label(voc.mask(i), voc.image(i), ax)] + [f(i) for _, f in between] +
             [lambda ax, i=i, p=p: show_label(read_mask(p / f"{voc.ids[i]}.png"), voc.image(i), ax) for _, p in columns] for i in picks]
-    fig = show_grid(grid, ["photograph", "true mask", *(n for n, _ in between), *(n.replace(" (", "\n(") for n, _ in columns)], size=size)
+    fig = show_grid(grid, ["photograph", "true mask", *(n for n, _ in between), *(n.replace(" (", "\n(").replace(", ", ",\n") for n, _ in columns)], size=size)
     seen = range(voc.num_classes + 1) if voc.num_classes < 12 else {0, *(int(c) for i in picks for c in voc.class_ids(i))}
     class_legend(fig, seen, voc.classes)
     return fig

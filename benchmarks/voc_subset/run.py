@@ -44,7 +44,6 @@ from wegformer.training import default_device
 
 HERE = Path(__file__).parent
 CLASSES = ["cat", "chair", "cow", "dog", "horse", "person", "sheep", "sofa"]  # those with 10 or more val photographs
-TEACHER = "tf_efficientnet_lite2"
 HOLDOUT = 200  # training photographs
 
 
@@ -171,7 +170,8 @@ def main() -> None:
     budget, out = json.loads((HERE / f"{args.budget}.json").read_text()), args.out.resolve()
     root = lay_out(args.voc, out)
     cache, student = out / "stages", out / "distil" / "model.safetensors"
-    recipe = DistilConfig(teacher=TEACHER, teacher_weights=str((args.models / f"{TEACHER}_imagenet.safetensors").resolve()), **budget["distil"])
+    teacher = (args.models / f"{budget['distil']['teacher']}_imagenet.safetensors").resolve()
+    recipe = DistilConfig(teacher_weights=str(teacher), **budget["distil"])
     chain = {"data.train_split": "train", "data.label_source": "npy", "classifier.model": recipe.student, "classifier.weights": str(student), "classifier.pretrained": False,
              "segmenter.weights": str((args.models / "vgg16_imagenet_features.safetensors").resolve()), **budget["chain"]}
     config = override(preset("voc"), {"data.voc_root": str(root), **chain})
@@ -195,7 +195,7 @@ def main() -> None:
         if not again:
             keep(out / "distil.json", config=budget["distil"], history=history, seconds_of_last_call=round(time.perf_counter() - start, 1), versions=versions(), device=device_name())
     if "probe" in args.only:
-        measure("probe", probe_stage(root, TEACHER, args.models / f"{TEACHER}_imagenet.safetensors", "train", "val", 260), train="train", val="val")
+        measure("probe", probe_stage(root, recipe.teacher, teacher, "train", "val", 260), train="train", val="val")
         measure("probe_student", probe_stage(root, recipe.student, student, "fit", "holdout", config.classifier.crop_size), train="fit", val="holdout")
     if "tune" in args.only:
         measure_classifier("tune", tuned)
