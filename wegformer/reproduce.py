@@ -26,7 +26,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from .attention import read_attention
-from .data import InputError, VOCDataset, atomic_write, cache_dir, read_mask
+from .data import IGNORE, InputError, VOCDataset, atomic_write, cache_dir, read_mask
 from .figures import class_legend, show_grid, show_image, show_label, show_map
 from .pipeline import (Config, Stage, device_name, evaluation_stage, flatten, heatmap_stage, label_stage, open_split, override, predict_with,
                                 preset, read_done, run, segmenter_stage, versions)
@@ -229,7 +229,7 @@ def _gallery(voc: VOCDataset, picks: Sequence[int], between: list, columns: list
             [lambda ax, i=i, p=p: show_label(read_mask(p / f"{voc.ids[i]}.png"), voc.image(i), ax) for _, p in columns] for i in picks]
     fig = show_grid(grid, ["photograph", "true mask", *(n for n, _ in between), *(n.replace(" (", "\n(").replace(", ", ",\n") for n, _ in columns)], size=size)
     seen = range(voc.num_classes + 1) if voc.num_classes < 12 else {0, *(int(c) for i in picks for c in voc.class_ids(i))}
-    class_legend(fig, seen, voc.classes)
+    class_legend(fig, [*seen, IGNORE], voc.classes)
     return fig
 
 def label_gallery(

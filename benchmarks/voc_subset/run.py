@@ -124,9 +124,10 @@ MAPS = {
 }
 
 
-def maps_stage(config: Config, workers: int = 0) -> Stage:
-    "Kinds of maps: area under the curve, mIoU of the bare maps at the background that suits them best, mIoU of the labels made from them."
+def maps_stage(config: Config, chosen: dict, workers: int = 0) -> Stage:
+    "Kinds of maps: area under the curve, mIoU of the bare maps at the background that suits them best, mIoU of the labels made from them, also with `chosen` values of the rule."
     voc, rule, threshold = VOCDataset(config.data.voc_root, "choice", labels="npy"), table2_rules()["+ EPOM*"], config.labels.threshold
+    rules = dict(labels=rule, chosen=dataclasses.replace(rule, **chosen))
     some, ids = ["background", *CLASSES], range(len(voc))
 
     def make(out: Path, needs: dict) -> dict:
@@ -134,9 +135,9 @@ def maps_stage(config: Config, workers: int = 0) -> Stage:
         masks, classes, saliency = ([read(i) for i in ids] for read in (voc.mask, voc.class_ids, lambda i: voc.saliency(i, next(iter(voc.saliency_folders)))))
 
         def quality(labels: list[torch.Tensor]) -> dict:
-            "mIoU over nine classes of the pixels that are labelled, and the share of those that are not; percent."
-            values = (100 * iou(confusion(zip(labels, masks), len(voc.classes)))).tolist()
-            return dict(miou=mean_over(dict(zip(voc.classes, values)), some), ignored=100 * sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels))
+            "mIoU over nine classes of the pixels that are labelled, and of all, those that are not taken for background; the share of those that are not; percent."
+            over = lambda ignored_as: mean_over(dict(zip(voc.classes, (100 * iou(confusion(zip(labels, masks), len(voc.classes), ignored_as))).tolist())), some)
+            return dict(miou=over(IGNORE), strict=over(0), ignored=100 * sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels))
 
         rows = [dict(name="salient pixels, first class", labels=quality([trivial_label(s, c, threshold) for s, c in zip(saliency, classes)]))]
         for name, change in MAPS.items():
@@ -147,11 +148,11 @@ def maps_stage(config: Config, workers: int = 0) -> Stage:
             for own, mask, present in zip(maps, masks, classes):
                 known = mask != IGNORE
                 areas += [roc_auc_score((mask == c)[known].numpy(), m[known].numpy()) for m, c in zip(own, present) if 0 < (mask[known] == c).float().mean() < 1]
-            labels = [pseudo_label(m, c, s, rule) for m, c, s in zip(maps, classes, saliency)]
-            rows.append(dict(name=name, auc=float(np.mean(areas)), bare=mean_over(without_nan(best_threshold(maps, voc).iou), some), labels=quality(labels), seconds=round(seconds, 2)))
+            labels = {key: quality([pseudo_label(m, c, s, rule) for m, c, s in zip(maps, classes, saliency)]) for key, rule in rules.items()}
+            rows.append(dict(name=name, auc=float(np.mean(areas)), bare=mean_over(without_nan(best_threshold(maps, voc).iou), some), **labels, seconds=round(seconds, 2)))
         return dict(photographs=len(voc), rows=rows)
 
-    return Stage("maps", dict(kinds=MAPS, attention=config.attention, rule=rule, threshold=threshold, images=voc.ids), make, dict(classifier=classifier_stage(config, workers)))
+    return Stage("maps", dict(kinds=MAPS, attention=config.attention, rules=rules, threshold=threshold, images=voc.ids), make, dict(classifier=classifier_stage(config, workers)))
 
 
 def main() -> None:
@@ -200,8 +201,9 @@ def main() -> None:
     if "tune" in args.only:
         measure_classifier("tune", tuned)
     if "maps" in args.only:
-        for row in measure("maps", maps_stage(tuned, args.workers))["rows"]:
-            print(f"{row['name']:<40}" + (f"AUC {row['auc']:.3f}, bare {row['bare']:.1f}, " if "auc" in row else "") + f"labels {row['labels']['miou']:.1f}")
+        for row in measure("maps", maps_stage(tuned, budget["rule"], args.workers))["rows"]:
+            print(f"{row['name']:<40}" + (f"AUC {row['auc']:.3f}, bare {row['bare']:.1f}, " if "auc" in row else "")
+                  + "".join(f"{key} {row[key]['miou']:.1f} (strict {row[key]['strict']:.1f}) " for key in ("labels", "chosen") if key in row))
     if "ladder" in args.only:
         measure_classifier("classifier", override(config, {"seed": args.seeds[0]}))
     shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
