@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from wegformer.data import IGNORE, PALETTE, InputError, read_mask, write_mask
-from wegformer.evaluation import (Evaluation, best_threshold, confusion, evaluate, export_voc_server, iou, mean_iou, show_confusion,
-                                  show_predictions)
+from wegformer.evaluation import (Evaluation, best_threshold, compare, confusion, evaluate, export_voc_server, iou, mean_iou,
+                                  show_confusion, show_predictions)
 
 matplotlib.use("Agg")
 
@@ -129,6 +129,28 @@ def test_evaluate_a_folder(tmp_path_factory, pairs):
     text = result.to_json()
     assert "NaN" not in text and json.loads(text) == result.to_dict()
     assert Evaluation.from_json(text).to_json() == text
+
+
+@settings(max_examples=25, deadline=None)
+@given(pairs(), st.integers(0, 3))
+def test_compare_equals_a_bootstrap_by_hand(tmp_path_factory, pairs, seed):
+    data, folders = Masks([truth for _, truth in pairs]), [tmp_path_factory.mktemp("p") for _ in range(2)]
+    both = [[p for p, _ in pairs], [np.where(p == 1, 2, p) for p, _ in pairs]]
+    for folder, predictions in zip(folders, both):
+        for name, p in zip(data.ids, predictions):
+            write_mask(folder / f"{name}.png", torch.from_numpy(p.astype(np.uint8)))
+
+    def gap(picks):
+        one, other = (100 * brute_force_iou([(side[i], pairs[i][1]) for i in picks], 4)[[0, 2]] for side in both)
+        return np.nan if np.isnan(one).all() or np.isnan(other).all() else np.nanmean(one) - np.nanmean(other)
+
+    n = len(pairs)
+    gaps = [gap(np.repeat(np.arange(n), count)) for count in np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), 40)]
+    found = compare(*folders, data, [data.classes[0], data.classes[2]], repeats=40, seed=seed)
+    low, high = (np.nan, np.nan) if np.isnan(gaps).all() else np.nanquantile(gaps, [0.025, 0.975])
+    np.testing.assert_allclose([found.miou, found.low, found.high], [gap(range(n)), low, high], atol=1e-9)
+    with pytest.raises(InputError, match="Class 'tiger' is not known"):
+        compare(*folders, data, ["tiger"])
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):

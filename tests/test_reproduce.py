@@ -78,11 +78,15 @@ def test_the_ladder_over_some_classes_alone(everything, tmp_path, capsys):
     assert main([*args, 'classes=["bird","car"]', 'methods=["cam","dtd"]']) == 0
     rows = {r["name"]: r for r in rows_of(everything, "ladder")}
     for row in json.loads((tmp_path / "ladder.json").read_text())["rows"]:
-        assert {k: v for k, v in row.items() if k != "measures"} == {k: v for k, v in rows[row["name"]].items() if k != "measures"}
+        of_classes = ("measures", "over_trivial")
+        assert {k: v for k, v in row.items() if k not in of_classes} == {k: v for k, v in rows[row["name"]].items() if k not in of_classes}
+        assert ("over_trivial" in row) == (row["miou"] is not None and "first label" not in row["name"])
         ious = {"val": row["metrics"][0].get("evaluation", {}), "labels": row["metrics"][0]["labels"]["pseudo_label"], "maps": row["metrics"][0].get("heatmap", {})}
         for what, score in ious.items():
             values = [score["iou"][name] for name in ("background", "bird", "car") if score and score["iou"][name] is not None]
             assert row["measures"].get(f"{what}, 3 classes") == ([pytest.approx(sum(values) / len(values))] if values else None)
+    full, trivial = rows["+ Sal + EPOM*"], rows["saliency + first label (trivial)"]
+    assert full["over_trivial"]["miou"] == pytest.approx(full["miou"] - trivial["miou"])
     assert main([*args, 'classes=["bird","tiger"]']) == 2 and "Class 'tiger' is not known" in capsys.readouterr().err
 
 
