@@ -18,7 +18,8 @@ test: setup  ## what the notebooks assert, then the grids, reference vectors and
 	@# several notebooks share a process: without a GPU Triton has to know before the first of them imports it
 	TRITON_INTERPRET=$$($(PY)/python -c "import torch; print(int(not torch.cuda.is_available()))") \
 	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
-	$(PY)/python -m pytest
+	@# the tests' models are tiny: a second thread wins little, and waits long for a core that is busy
+	OMP_NUM_THREADS=1 $(PY)/python -m pytest
 
 lab: setup
 	$(PY)/jupyter lab nbs/index.ipynb

@@ -99,6 +99,10 @@ def test_the_ladder_with_a_chosen_rule(everything, tmp_path, capsys):
     assert changed == {"labels.rule.fg_thr", "labels.rule.epom"} and not plain["config"]["segmenter.crf"] and crf["config"]["segmenter.crf"]
     ignored = [r["metrics"][0]["labels"]["pseudo_label"]["ignored"] for r in (full, plain)]
     assert ignored[1] < ignored[0] and plain["miou"] is not None and crf["pseudo_label_miou"] == plain["pseudo_label_miou"]
+    names = ["+ Sal + EPOM*, epom = False", "saliency + first label (trivial)"]
+    assert main([*args, 'rule={"epom": False}', f"only={names}"]) == 0
+    assert [r["name"] for r in json.loads((tmp_path / "ladder.json").read_text())["rows"]] == names
+    assert main([*args, 'only=["CAM"]']) == 2 and "Row 'CAM' is not known; expected some of: CAM, base;" in capsys.readouterr().err
     assert main([*args, 'rule={"foreground": 0.0}']) == 2 and "labels.rule.foreground" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ vgg16_imagenet_features.safetensors (DeepLab's initial weights). Every step is s
     tune      the classifier on the rest of the training photographs, measured on the hold-out: where its recipe was chosen
     maps      which heat map points at the object: that classifier on a quarter of the hold-out
     ladder    classifier, maps, labels, networks: nbs/extras/ladder.ipynb, measured on val once
+    seeds     with several --seeds: the full method with the chosen rule, and the trivial one, for each of them
     sweep     the label rule's values on the hold-out's maps: nbs/extras/sensitivity.ipynb
     record    all results and small figures into a folder, without a path of this machine (only when asked for: --record FOLDER)
 
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/voc_subset"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
-    parser.add_argument("--only", nargs="+", default=["distil", "probe", "tune", "maps", "ladder", "sweep"])
+    parser.add_argument("--only", nargs="+", default=["distil", "probe", "tune", "maps", "ladder", "seeds", "sweep"])
     parser.add_argument("--record", type=Path, help="folder for the results that are to be kept")
     args = parser.parse_args()
     if default_device().type == "cpu":
@@ -207,12 +208,18 @@ def main() -> None:
     if "ladder" in args.only:
         measure_classifier("classifier", override(config, {"seed": args.seeds[0]}))
     shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
-    notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], rule=budget["rule"], seeds=args.seeds)),
+    notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], rule=budget["rule"], seeds=args.seeds[:1])),
                  "sweep": ("sensitivity", dict(only="holdout", sample=HOLDOUT // 2, scales=[[0.5], [1.0], [0.5, 1.0], [0.5, 1.0, 1.5]], seeds=args.seeds[:1]))}
     for step, (name, own) in notebooks.items():
         if step in args.only:
             result = reproduce(name, out, shared | own)
             print(f"\n{name}, {result['device']}\n\n{format_table(result['rows'])}\n")
+    if "seeds" in args.only and len(args.seeds) > 1:
+        chosen = ", ".join(["+ Sal + EPOM*", *(f"{key} = {value}" for key, value in budget["rule"].items())])
+        own = dict(classes=CLASSES, methods=["dtd"], rule=budget["rule"], only=[chosen, "saliency + first label (trivial)"], seeds=args.seeds)
+        result = reproduce("ladder", out / "seeds", shared | own)
+        print(f"\n{format_table(result['rows'])}\n")
+        (out / "seeds.json").write_text((out / "seeds" / "ladder.json").read_text())
     if args.record:
         record(out, args.models, args.record)
 
