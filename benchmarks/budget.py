@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows, known = [], stages(args.recipe)
+    if unknown := set(args.stages or ()) - known.keys():
+        parser.error(f"argument --stages: invalid choice: {min(unknown)!r} (choose from {', '.join(known)})")
     for name in args.stages or known:
         step = known[name]()
         row = dict(stage=name, what=step.what, steps=step.steps, **(measured(step) if args.measure else computed(step)))
