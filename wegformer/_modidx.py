@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'wegformer.evaluation.Evaluation.to_json': ( 'evaluation.html#evaluation.to_json',
                                                                                    'wegformer/evaluation.py'),
                                       'wegformer.evaluation.ThresholdSweep': ('evaluation.html#thresholdsweep', 'wegformer/evaluation.py'),
+                                      'wegformer.evaluation._check_names': ('evaluation.html#_check_names', 'wegformer/evaluation.py'),
                                       'wegformer.evaluation._confusions': ('evaluation.html#_confusions', 'wegformer/evaluation.py'),
                                       'wegformer.evaluation.best_threshold': ('evaluation.html#best_threshold', 'wegformer/evaluation.py'),
                                       'wegformer.evaluation.compare': ('evaluation.html#compare', 'wegformer/evaluation.py'),

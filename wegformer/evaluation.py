@@ -57,13 +57,16 @@ def mean_iou(
     "mIoU over the classes that occur in the truth; NaN when none does."
     return 100 * iou(confusion).nanmean().item()
 
+def _check_names(names: Sequence[str] | None, known: Iterable[str]) -> None:
+    if unknown := [name for name in names or () if name not in known]:
+        raise InputError(f"Class {unknown[0]!r} is not known; expected some of: {', '.join(known)}.")
+
 def mean_over(
     values: Mapping[str, float | None],  # by class, such as Evaluation.iou; None or NaN for a class that does not occur
     names: Sequence[str] | None = None,  # only these; None: all
 ) -> float | None:  # None when none of them occurs
     "Mean of one figure a class, over some of the classes: a small val set has too few pictures of the others."
-    if unknown := [name for name in names or () if name not in values]:
-        raise InputError(f"Class {unknown[0]!r} is not known; expected some of: {', '.join(values)}.")
+    _check_names(names, values)
     found = [v for v in (values[name] for name in names or values) if v is not None and v == v]
     return sum(found) / len(found) if found else None
 
@@ -171,8 +174,7 @@ def compare(
     seed: int = 0,
 ) -> Difference:
     "What `one` is worth more than `other`, with the interval of a paired bootstrap over images; errors as for `evaluate`."
-    if unknown := [name for name in names or () if name not in dataset.classes]:
-        raise InputError(f"Class {unknown[0]!r} is not known; expected some of: {', '.join(dataset.classes)}.")
+    _check_names(names, dataset.classes)
     matrices = torch.stack([torch.stack([kept for kept, _ in _confusions(folder, dataset)]) for folder in (one, other)]).double()  # (2, N, C, C)
     n = len(dataset)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), repeats)
