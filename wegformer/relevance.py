@@ -462,7 +462,7 @@ def record_blocks(
         t, attn = SimpleNamespace(x=x), block.attn
         t.n1 = block.norm1(x)
         t.qkv = attn.qkv(t.n1)  # (B, N, 3*h*d)
-        t.q_in, t.k_in, t.v = t.qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()  # (B, h, N, d) each
+        t.q_in, t.k_in, t.v = t.qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
         t.q, t.k = attn.q_norm(t.q_in), attn.k_norm(t.k_in)
         t.o = F.scaled_dot_product_attention(t.q, t.k, t.v, scale=attn.scale).transpose(1, 2).flatten(2)  # (B, N, h*d)
         t.proj = attn.proj(t.o)
@@ -578,10 +578,10 @@ def attention_rule(
         M = (product * scale).softmax(-1)
         P = (T_i.flatten(2, 3) @ v_i.mT).unflatten(2, (W * C, -1))  # (b, h, W*C, r, N)
         P_S, P_G = P[:, :, :C], P[:, :, C:]
-        A = P_S * (M / 2)[:, :, None]
+        A = P_S * M[:, :, None]  # twice the relevance
         if G is not None: A *= P_G
         if clamp: A.clamp_(min=0)
-        new_row[b] += torch.einsum("bcr,bhcrj->bcj", row[b, :, at], A) / h
+        new_row[b] += (row[b, None, :, None, at] @ A).sum(1).squeeze(2) / (2 * h)  # einsum would write the sum over heads first
         if not below: continue
         P_S *= inverse(product).mul_(M)[:, :, None]  # twice S'
         if G is not None: P_G.sub_(delta[b, hd, :, at]).mul_((M * scale)[:, :, None])
