@@ -540,7 +540,7 @@ def tiles(
     for start in itertools.product(range(0, images, b), range(0, heads, h), range(0, rows, r)):
         yield tuple(slice(i, i + size) for i, size in zip(start, (b, h, r)))
 
-TILE = {"cpu": 1 << 19, "cuda": 1 << 24}  # numbers
+TILE = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers
 
 def attention_rule(
     q: torch.Tensor,  # (B, h, n, d) queries of the first n tokens, those that relevance arrives at
@@ -585,10 +585,13 @@ def attention_rule(
         if not below: continue
         P_S *= inverse(product).mul_(M)[:, :, None]  # twice S'
         if G is not None: P_G.sub_(delta[b, hd, :, at]).mul_((M * scale)[:, :, None])
-        gather = torch.Tensor.add_ if at.start else torch.Tensor.copy_  # the first rows find nothing to add to
         out[:, b, :, at, 0, hd] = join((P.flatten(2, 3) @ k_i).unflatten(2, (W * C, -1)))
-        gather(out[:, b, :, :, 1, hd], join(P.mT @ q_i[:, :, None]))
-        gather(out[:, b, :, :, 2, hd], join((M.mT @ T_i.transpose(2, 3).flatten(3)).unflatten(3, (W * C, d)).transpose(2, 3)))
+        if at.start == 0: of_k, of_v = q.new_empty(P.shape[:3].numel(), N, d), q.new_empty(M.shape[:2].numel(), N, W * C * d)
+        of_k.baddbmm_(P.flatten(0, 2).mT, q_i[:, :, None].expand(-1, -1, W * C, -1, -1).flatten(0, 2), beta=min(at.start, 1))  # the first rows find nothing to add to
+        of_v.baddbmm_(M.flatten(0, 1).mT, T_i.transpose(2, 3).flatten(0, 1).flatten(2), beta=min(at.start, 1))
+        if at.stop < n: continue
+        out[:, b, :, :, 1, hd] = join(of_k.view(*P.shape[:3], N, d))
+        out[:, b, :, :, 2, hd] = join(of_v.view(*M.shape[:2], N, W * C, d).transpose(2, 3))
     if not below: return new_row, None, None
     for i, factor in enumerate((q / 4, k / 4, v / 2)): out[0, :, :, :factor.shape[2], i].mul_(factor.transpose(1, 2)[:, None])
     return new_row, out[0], None if G is None else out[1]
