@@ -50,7 +50,7 @@ def classifier(c: ClassifierConfig) -> Step:
 
 def segmenter(name: str, c: SegmenterConfig) -> Step:
     config = dataclasses.replace(c, pretrained=False, weights=None, frozen_bn=False)
-    own = create_segmenter(config, 21).to(memory_format=torch.channels_last)
+    own = create_segmenter(config, 21)
     multi = len(config.loss_scales) > 1
     net = (MultiScale(own, config.loss_scales) if multi else own).train()
     images, masks = torch.zeros(config.batch_size, 3, config.crop, config.crop), torch.zeros(config.batch_size, config.crop, config.crop, dtype=torch.int64)

@@ -313,7 +313,8 @@ def create_segmenter(
         head = LargeFOV(backbone.channels[-1], num_classes, width, rates[0], config.dropout)
     else:
         head = ASPP(backbone.channels[-1], num_classes, rates)
-    model = Segmenter(backbone, head, config.output_stride, config.frozen_bn)
+    # one memory format for a new, a trained and a loaded network: their results then agree to the last bit
+    model = Segmenter(backbone, head, config.output_stride, config.frozen_bn).to(memory_format=torch.channels_last)
     return load_weights(model, config.weights, skip=("head.classifier",)) if whole else model
 
 # %% ../nbs/11_segmentation.ipynb #3d240237
@@ -438,7 +439,7 @@ def train_segmenter(
             raise InputError(f"Mask {folder / missing[0]}.png does not exist ({len(missing)} of {len(dataset)} are missing).")
     device = torch.device(device or default_device())
     torch.manual_seed(seed)  # the new layers' weights
-    segmenter = create_segmenter(config, dataset.num_classes + 1).to(device, memory_format=torch.channels_last)
+    segmenter = create_segmenter(config, dataset.num_classes + 1).to(device)
     if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         segmenter = timm.layers.convert_sync_batchnorm(segmenter)
     multi_scale = len(config.loss_scales) > 1
