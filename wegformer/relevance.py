@@ -587,8 +587,8 @@ def attention_rule(
         if G is not None: P_G.sub_(delta[b, hd, :, at]).mul_((M * scale)[:, :, None])
         out[:, b, :, at, 0, hd] = join((P.flatten(2, 3) @ k_i).unflatten(2, (W * C, -1)))
         if at.start == 0: of_k, of_v = q.new_empty(P.shape[:3].numel(), N, d), q.new_empty(M.shape[:2].numel(), N, W * C * d)
-        of_k.baddbmm_(P.flatten(0, 2).mT, q_i[:, :, None].expand(-1, -1, W * C, -1, -1).flatten(0, 2), beta=min(at.start, 1))  # the first rows find nothing to add to
-        of_v.baddbmm_(M.flatten(0, 1).mT, T_i.transpose(2, 3).flatten(0, 1).flatten(2), beta=min(at.start, 1))
+        of_k.baddbmm_(P.flatten(0, 2).mT, q_i[:, :, None].expand(-1, -1, W * C, -1, -1).flatten(0, 2), beta=int(at.start > 0))  # the first rows find nothing to add to
+        of_v.baddbmm_(M.flatten(0, 1).mT, T_i.transpose(2, 3).flatten(0, 1).flatten(2), beta=int(at.start > 0))
         if at.stop < n: continue
         out[:, b, :, :, 1, hd] = join(of_k.view(*P.shape[:3], N, d))
         out[:, b, :, :, 2, hd] = join(of_v.view(*M.shape[:2], N, W * C, d).transpose(2, 3))
