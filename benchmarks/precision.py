@@ -1,6 +1,7 @@
 """How far float32 maps are from float64 ones: `dtd_maps` beside the plain procedure, on the same images and weights.
 
-    python benchmarks/precision.py --model vit_toy_patch8_96 deit_small_patch16_224 --start 0 11 --out benchmarks/results/precision.json
+    python benchmarks/precision.py --model vit_toy_patch8_96 --images 1024 --out benchmarks/results/precision_vit_toy_patch8_96.json
+    python benchmarks/precision.py --images 192 --start 0 11 --out benchmarks/results/precision_deit_small_patch16_224.json
 
 The distance is |a - b| / |b| (L2) of an image's final map, b in float64; median, 90% and 99% quantiles and worst over the images. Weights are random
 (of the toy ViT: trained), images are noise: the hard case, since relevance divides by signed numbers near zero. The worst of a few images is
@@ -11,6 +12,7 @@ import argparse
 import copy
 import json
 import platform
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +43,16 @@ def main() -> None:
     for name in args.model:
         torch.manual_seed(0)
         model = timm.create_model(name, pretrained=name.startswith("vit_toy"), num_classes=20, img_size=args.size).eval()  # timm leaves out what is None
-        double, methods, found = copy.deepcopy(model).double(), (dtd_maps, dtd_maps_plain), {s: {} for s in args.start}
+        double, methods = copy.deepcopy(model).double(), (dtd_maps, dtd_maps_plain)
+        found = {s: defaultdict(list) for s in args.start}  # of each batch
         for first in range(0, args.images, BATCH):
             images = torch.randn(min(BATCH, args.images - first), 3, *model.patch_embed.img_size)
             pairs = torch.stack([torch.arange(len(images)), torch.arange(len(images)) % 20], 1)
             for s in args.start:
                 single, exact = ({f.__name__: f(m, x, pairs, s) for f in methods} for m, x in ((model, images), (double, images.double())))
                 for method in exact:
-                    found[s].setdefault(f"{method}, float32", []).append(distance(single[method], exact[method]))
-                found[s].setdefault("both, float64", []).append(distance(exact["dtd_maps"], exact["dtd_maps_plain"]))
+                    found[s][f"{method}, float32"].append(distance(single[method], exact[method]))
+                found[s]["both, float64"].append(distance(exact["dtd_maps"], exact["dtd_maps_plain"]))
         for s in args.start:
             distances = {what: np.concatenate(d) for what, d in found[s].items()}
             nearer = float((distances["dtd_maps, float32"] < distances["dtd_maps_plain, float32"]).mean())
