@@ -23,10 +23,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from wegformer.classifier import ClassifierConfig, create_classifier
-from wegformer.distil import Distillation
+from wegformer.extras.distillation import Distillation
 from wegformer.extras.distillation import DistilConfig, Lesson
-from wegformer.pipeline import device_name, override, preset, versions
-from wegformer.segmentation import SEGMENTER_PRESETS, MultiScale, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
+from wegformer.stages import device_name, versions
+from wegformer.config import override, preset
+from wegformer.segmentation import (SEGMENTER_PRESETS, MultiScale, SegmenterConfig, _batch_loss, create_segmenter,
+                                    parameter_groups)
 from wegformer.training import autocast
 
 CARDS = {"RTX 3060": 10.2, "H200": 300.0}  # TFLOP/s: 40% and 30% of the dense bf16 peak (25.6 and 989)

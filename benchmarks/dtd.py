@@ -24,8 +24,9 @@ import numpy as np
 import timm
 import torch
 
-from wegformer.pipeline import processor_name
-from wegformer.relevance import divide, dtd_maps, dtd_maps_plain
+from wegformer.stages import processor_name
+from wegformer.rules import divide, dtd_maps_plain
+from wegformer.relevance import dtd_maps
 
 FIELDS = ["what", "classes", "pairs", "timed", "median_s", "q20_s", "q80_s", "forwards", "forwards_q20", "forwards_q80", "bound", "faster"]
 
@@ -87,7 +88,7 @@ def released_linear_rule(x, W, R, alpha=1):
 
 def dtd_maps_released(*args):
     "Maps by the plain procedure, with the linear rule as released."
-    with patch("wegformer.relevance.linear_rule", released_linear_rule): return dtd_maps_plain(*args)
+    with patch("wegformer.rules.linear_rule", released_linear_rule): return dtd_maps_plain(*args)
 
 def bound(model, H, W, C, start):
     "The products that maps of C classes an image need, in those of the forward pass."

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from wegformer.crf import dense_crf
-from wegformer.pipeline import processor_name
+from wegformer.stages import processor_name
 from wegformer.pseudo_labels import LabelRule, pseudo_label
 
 RULES = ("paper", "nsrom", "drs", "mec")

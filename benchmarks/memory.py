@@ -16,13 +16,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from wegformer.pipeline import processor_name
+from wegformer.stages import processor_name
 
 SIZES = ["224x224", "320x320", "384x512", "512x512", "512x768", "768x768", "768x1024"]
 POINT = """
 import sys, torch, timm
 from pathlib import Path
-from wegformer.relevance import dtd_maps, dtd_maps_plain
+from wegformer.relevance import dtd_maps
+from wegformer.rules import dtd_maps_plain
 name, H, W, what, device = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 torch.manual_seed(0)
 model = timm.create_model(name, num_classes=20, img_size=(H, W)).eval().to(device)

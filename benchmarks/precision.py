@@ -19,9 +19,10 @@ import numpy as np
 import timm
 import torch
 
-import wegformer.toymodels  # registers the toy ViT with timm
-from wegformer.pipeline import processor_name
-from wegformer.relevance import dtd_maps, dtd_maps_plain
+import wegformer.networks.toy  # registers the toy ViT with timm
+from wegformer.stages import processor_name
+from wegformer.relevance import dtd_maps
+from wegformer.rules import dtd_maps_plain
 
 BATCH = 64  # images at a time
 

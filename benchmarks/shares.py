@@ -13,16 +13,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import wegformer.relevance as relevance
+import wegformer.all_blocks as all_blocks
+from wegformer.relevance import dtd_maps
 from wegformer.attention import attention_maps
 from wegformer.classifier import load_classifier, normalize, patch_size, resize_to_patches
 from wegformer.data import IGNORE
-from wegformer.pipeline import classifier_stage, device_name, open_split, override, preset, run, versions
+from wegformer.pipeline import classifier_stage, open_split
+from wegformer.stages import device_name, run, versions
+from wegformer.config import override, preset
 
 
 def attention_shares(model: torch.nn.Module, images: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:  # (P, blocks), images (1, 3, H, W)
     "Share of each block's relevance that goes into its attention, from the sums that the add rule makes on the way down."
-    heard, original = [], relevance.shared_add_rule
+    heard, original = [], all_blocks.shared_add_rule
 
     def listen(a, b, y, R):
         parts = original(a, b, y, R)
@@ -30,11 +33,11 @@ def attention_shares(model: torch.nn.Module, images: torch.Tensor, pairs: torch.
         heard.append(sums[1] / (sums[0] + sums[1]))
         return parts
 
-    relevance.shared_add_rule = listen
+    all_blocks.shared_add_rule = listen
     try:
-        relevance.dtd_maps(model, images, pairs, start_block=0)
+        dtd_maps(model, images, pairs, start_block=0)
     finally:
-        relevance.shared_add_rule = original
+        all_blocks.shared_add_rule = original
     return torch.stack(heard[1::2][::-1], -1)[0]  # each block adds its MLP, then its attention; from the last block down
 
 

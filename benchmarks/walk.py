@@ -7,7 +7,9 @@ import matplotlib.pyplot as plt
 from wegformer.attention import attention_maps
 from wegformer.classifier import load_classifier
 from wegformer.figures import class_legend, show_grid, show_image, show_label, show_map
-from wegformer.pipeline import classifier_stage, open_split, preset, run, segmenter_stage
+from wegformer.pipeline import classifier_stage, open_split, segmenter_stage
+from wegformer.config import preset
+from wegformer.stages import run
 from wegformer.pseudo_labels import LabelRule, initial_label, pseudo_label
 from wegformer.segmentation import load_segmenter, predict
 from wegformer.soft_erase import soft_erase

@@ -89,7 +89,7 @@ def head_mean(device, how):
 def cls_relevance(device, how):
     "The last block's maps: nearly all bytes are V, a view of the keys and values."
     from wegformer.kernels.cls_relevance import cls_relevance as kernel
-    from wegformer.relevance import value_products
+    from wegformer.last_block import value_products
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     sizes = [("DeiT-S 224, 64 images x 1", 64, 6, 197, 1, bf16), ("DeiT-B 384x512, 1 image x 3", 1, 12, 769, 3, bf16)]
     sizes += [(f"DeiT-B 384x512, {B} images x {C}{'' if dtype == bf16 else ', ' + name}", B, 12, 769, C, dtype)
@@ -127,7 +127,7 @@ def cls_relevance(device, how):
 def relevance_attention(device, how):
     "One block on the way back: dot products in float32, so the rate of a float32 matrix product is the floor."
     from wegformer.kernels.relevance_attention import relevance_attention as kernel
-    from wegformer.relevance import divide
+    from wegformer.rules import divide
     sizes = [("ViT-B 224, 8 images x 1", 8, 12, 197, 1), ("ViT-B 384x512, 1 image x 1", 1, 12, 769, 1),
              ("ViT-B 384x512, 1 image x 3", 1, 12, 769, 3), ("ViT-B 384x512, 8 images x 2", 8, 12, 769, 2),
              ("ViT-B/8 384x512, 1 image x 1", 1, 12, 3073, 1)]

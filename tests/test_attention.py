@@ -2,8 +2,9 @@ import timm
 import pytest
 import torch
 
-import wegformer.toymodels
-from wegformer.attention import AttentionConfig, attention_maps, min_max, read_attention, save_attention, write_attention_maps
+import wegformer.networks.toy
+from wegformer.attention import (AttentionConfig, attention_maps, min_max, read_attention, save_attention,
+                                 write_attention_maps)
 from wegformer.data import InputError, VOCDataset
 from wegformer.heatmaps import METHODS
 

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-import wegformer.toymodels
-from wegformer.classifier import (ClassifierConfig, ClassificationSet, RandomLongSide, create_classifier, load_classifier, mean_average_precision, mean_std,
-                                  normalize, patch_size, predict_logits, resize_to_patches, train_classifier, train_transform)
+import wegformer.networks.toy
+from wegformer.classifier import (ClassifierConfig, ClassificationSet, RandomLongSide, create_classifier,
+                                  load_classifier, mean_average_precision, mean_std, normalize, patch_size, predict_logits, resize_to_patches,
+                                  train_classifier, train_transform)
 from wegformer.data import InputError, VOCDataset
 from wegformer.training import save_weights
 
@@ -148,7 +149,7 @@ def test_pretrained_toy_models_come_with_the_package():
         assert ours.num_classes == 10 and not torch.equal(next(ours.parameters()), next(random.parameters()))
         other = timm.create_model(name, pretrained=True, num_classes=3)
         assert torch.equal(list(other.parameters())[2], list(ours.parameters())[2])
-    files = list(wegformer.toymodels.WEIGHTS.glob("*.safetensors"))
+    files = list(wegformer.networks.toy.WEIGHTS.glob("*.safetensors"))
     assert len(files) == 2 and sum(p.stat().st_size for p in files) < 5e6
 
 
@@ -178,7 +179,7 @@ def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stri
 def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):
     import subprocess, sys
     path = tmp_path / "model.safetensors"
-    make = ("import json, wegformer.toymodels; from dataclasses import asdict; from wegformer.classifier import *; from wegformer.training import save_weights; "
+    make = ("import json, wegformer.networks.toy; from dataclasses import asdict; from wegformer.classifier import *; from wegformer.training import save_weights; "
             f"save_weights(create_classifier('vit_toy_patch8_96', 2), {str(path)!r}, config=json.dumps(asdict(ClassifierConfig(model='vit_toy_patch8_96'))), classes=json.dumps(['background', 'a', 'b']))")
     load = f"from wegformer.classifier import load_classifier; print(load_classifier({str(path)!r})[2])"
     subprocess.run([sys.executable, "-c", make], check=True)

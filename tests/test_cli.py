@@ -10,7 +10,7 @@ from PIL import Image
 
 from wegformer.cli import main
 from wegformer.data import VOCDataset
-from wegformer.pipeline import preset
+from wegformer.config import preset
 
 SMALL = ["--preset", "smoke", "--classifier.steps", "1", "--classifier.crop-size", "48", "--classifier.resize", "48", "64", "--classifier.eval-long-side", "48",
          "--attention.long-side", "48", "--attention.no-flip", "--segmenter.steps", "1", "--segmenter.crop", "48"]

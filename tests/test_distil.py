@@ -6,7 +6,8 @@ from torch import nn
 
 from wegformer.classifier import ClassifierConfig, train_classifier
 from wegformer.data import InputError, VOCDataset
-from wegformer.distil import Distillation
+from wegformer.extras.distillation import Distillation
+from wegformer.extras.initial_weights import features_loss
 
 
 def student(patch=8, **kwargs):
@@ -117,7 +118,7 @@ def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path
     def train(out):
         torch.manual_seed(1)
         model = student(num_classes=voc.num_classes)
-        history = train_classifier(model, recipe, voc, out, seed=3, device="cpu", teacher=teacher)
+        history = train_classifier(model, recipe, voc, out, seed=3, device="cpu", learner=Distillation(model, teacher), loss=features_loss)
         return model.state_dict(), history
 
     whole, history = train(tmp_path / "a")

@@ -11,7 +11,7 @@ import wegformer.extras.distillation as tool
 from wegformer.classifier import create_classifier, mean_std
 from wegformer.cli import main
 from wegformer.data import InputError
-from wegformer.distil import Distillation
+from wegformer.extras.distillation import Distillation
 from wegformer.extras.distillation import DistilConfig, Lesson, Photographs, distil, distil_transform, find_photographs
 from wegformer.training import read_state
 

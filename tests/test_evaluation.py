@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from wegformer.data import IGNORE, PALETTE, InputError, read_mask, write_mask
-from wegformer.evaluation import (Evaluation, best_threshold, compare, confusion, evaluate, export_voc_server, iou, mean_iou,
-                                  show_confusion, show_predictions)
+from wegformer.evaluation import (Evaluation, best_threshold, compare, confusion, evaluate, export_voc_server, iou,
+                                  mean_iou, show_confusion, show_predictions)
 
 matplotlib.use("Agg")
 

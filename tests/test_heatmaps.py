@@ -8,11 +8,12 @@ from hypothesis import given, settings, strategies as st
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 
-import wegformer.toymodels
+import wegformer.networks.toy
 from wegformer.classifier import create_classifier
 from wegformer.data import InputError
-from wegformer.heatmaps import METHODS, attention_map, cam_maps, cnn_cam_maps, grad_cam_maps, raw_attention_maps, rollout_maps
-from wegformer.relevance import run_blocks
+from wegformer.heatmaps import METHODS, cam_maps, cnn_cam_maps, grad_cam_maps, raw_attention_maps, rollout_maps
+from wegformer.vit import attention_map
+from wegformer.vit import run_blocks
 
 KINDS = {"plain": {}, "one block": {"depth": 1}, "qk-norm": {"qk_norm": True}, "LayerScale": {"init_values": 0.1},
          "no bias": {"qkv_bias": False}, "fc_norm": {"fc_norm": True}, "16x8": {"patch_size": (16, 8)}}

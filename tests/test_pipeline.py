@@ -10,8 +10,10 @@ import time
 import pytest
 
 from wegformer.data import InputError
-from wegformer.pipeline import (Config, Stage, attention_stage, classifier_stage, cnn_baseline, difference, evaluation_stage, flatten, heatmap_stage,
-                                label_stage, open_split, override, preset, read_done, recipe, run, segmenter_stage)
+from wegformer.config import Config, cnn_baseline, difference, flatten, override, preset, recipe
+from wegformer.stages import Stage, read_done, run
+from wegformer.pipeline import (attention_stage, classifier_stage, evaluation_stage, heatmap_stage, label_stage,
+                                open_split, segmenter_stage)
 from wegformer.training import read_state
 
 SMOKE = override(preset("smoke"), {"classifier.steps": 12, "classifier.crop_size": 48, "classifier.resize": (48, 64), "classifier.eval_long_side": 48,
@@ -64,7 +66,7 @@ def test_the_folder_may_move(toy_copy, toy_root):
 
 
 def _run_in_process(cache):
-    code = ("import json, sys\nfrom wegformer.pipeline import *\n"
+    code = ("import json, sys\nfrom wegformer.config import *\nfrom wegformer.pipeline import *\nfrom wegformer.stages import *\n"
             "config = override(preset('smoke'), json.loads(sys.argv[1]))\nrun(evaluation_stage(config), sys.argv[2])")
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in difference(SMOKE, preset("smoke")).items()}
     return subprocess.Popen([sys.executable, "-c", code, json.dumps(values), str(cache)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -228,7 +230,7 @@ def test_a_cnn_in_the_place_of_the_transformer(whole):
 
 def test_memory_counts_from_the_stages_start(tmp_path):
     import torch
-    from wegformer.pipeline import _peak_gib
+    from wegformer.stages import _peak_gib
     if sys.platform != "linux" or torch.cuda.is_available():
         pytest.skip("only Linux lets a process's peak be counted anew")
     big = torch.ones(1 << 28)  # 1 GiB, gone before the stage

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from wegformer.data import InputError
-from wegformer.pseudo_labels import (LabelRule, LabelStats, class_scores, conflict_mask, epom, epom_threshold, initial_label,
-                                     label_with_stats, pseudo_label, pseudo_labels, summarize_stats, table2_rules, winner)
+from wegformer.pseudo_labels import (LabelRule, LabelStats, class_scores, conflict_mask, epom, epom_threshold,
+                                     initial_label, label_with_stats, pseudo_label, pseudo_labels, summarize_stats, table2_rules, winner)
 from wegformer.soft_erase import soft_erase
 
 PRESETS = ("paper", "nsrom", "drs", "mec")

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock
 
-import wegformer.relevance as relevance
+import wegformer.all_blocks as all_blocks
+import wegformer.rules as rules
 from wegformer.data import InputError
-from wegformer.relevance import (add_rule, check_vit, divide, dtd_maps, dtd_maps_plain, linear_rule, matmul_rule,
-                                 pair_slots, propagate, record_forward, value_products)
+from wegformer.rules import add_rule, divide, dtd_maps_plain, linear_rule, matmul_rule, propagate, record_forward
+from wegformer.vit import check_vit
+from wegformer.relevance import dtd_maps
+from wegformer.last_block import pair_slots, value_products
 
 OPTIONS = [{}, {"clamp": False}, {"gradient": False}, {"seed": "logit"},
            {"clamp": False, "gradient": False, "seed": "logit"}]
@@ -78,8 +81,8 @@ def test_golden_to_the_last_digit(golden, monkeypatch):
     def head(x, W, R):  # in `propagate` the linear rule is the head's
         R = plain_linear(x, W, R)
         return x * divide(R, x)
-    monkeypatch.setattr(relevance, "block_rule", block_rule)
-    monkeypatch.setattr(relevance, "linear_rule", head)
+    monkeypatch.setattr(rules, "block_rule", block_rule)
+    monkeypatch.setattr(rules, "linear_rule", head)
     for k in range(4): assert distance(dtd_maps_plain(model, x, pairs, k), z[f"attribution_start{k}"]) < 1e-10
     assert distance(dtd_maps_plain(model, x, pairs, 0, gradient=False), z["rollout_relevance"]) < 1e-10
 
@@ -232,11 +235,11 @@ def test_groups_and_tiles_do_not_matter(monkeypatch):
     "However few images and rows are computed at once, the maps are the same."
     model, images, pairs = random_vit(), randn(4, 3, 32, 32), torch.tensor([[3, 0], [0, 1], [0, 2], [2, 3], [3, 1], [0, 3]])
     expected = dtd_maps(model, images, pairs, 0)
-    monkeypatch.setattr(relevance, "RECORD_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(all_blocks, "RECORD_BYTES", {"cpu": 1, "cuda": 1})
     assert distance(dtd_maps(model, images, pairs, 0), expected) < 1e-9
-    rule = relevance.attention_rule
+    rule = all_blocks.attention_rule
     for room in (1, 500, 3000, 10**9):
-        monkeypatch.setattr(relevance, "attention_rule", lambda *args, room=room: rule(*args, room=room))
+        monkeypatch.setattr(all_blocks, "attention_rule", lambda *args, room=room: rule(*args, room=room))
         assert distance(dtd_maps(model, images, pairs, 0), expected) < 1e-9
 
 @pytest.mark.parametrize("start_block", [None, 0])

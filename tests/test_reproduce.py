@@ -5,9 +5,9 @@ import pytest
 
 from wegformer.cli import main
 from wegformer.data import InputError
-from wegformer.pipeline import override, preset
-from wegformer.reproduce import (HEAT_MAP, Experiment, Row, check_parameters, format_table, notebook_names, notebook_parameters, notebook_path,
-                                 predict_split, reproduce, run_row)
+from wegformer.config import override, preset
+from wegformer.experiment import HEAT_MAP, Experiment, Row, format_table, predict_split, run_row
+from wegformer.reproduce import check_parameters, notebook_names, notebook_parameters, notebook_path, reproduce
 
 TINY = {"classifier.steps": 1, "classifier.crop_size": 48, "classifier.resize": [48, 64], "classifier.eval_long_side": 48, "attention.long_side": 48,
         "attention.flip": False, "segmenter.steps": 1, "segmenter.crop": 48}

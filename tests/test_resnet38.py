@@ -7,7 +7,7 @@ from torch import nn
 from wegformer.classifier import create_classifier, mean_std
 from wegformer.data import InputError
 from wegformer.heatmaps import cam_maps
-from wegformer.resnet38 import STAGES, ResidualUnit, ResNet38
+from wegformer.networks.resnet38 import STAGES, ResidualUnit, ResNet38
 
 PLAIN = ["bn_branch2a", "bn_branch2b1", "conv_branch2a", "conv_branch2b1"]
 BOTTLENECK = PLAIN + ["bn_branch2b2", "conv_branch2b2"]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from wegformer.data import InputError, read_image, read_saliency
-from wegformer.saliency import make_saliency, open_detector, saliency_map, saliency_models
+from wegformer.extras.saliency import make_saliency, open_detector, saliency_map, saliency_models
 
 
 def varint(n):

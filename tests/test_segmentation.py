@@ -9,9 +9,10 @@ from huggingface_hub import constants as hub
 from torchvision import tv_tensors
 
 from wegformer.data import IGNORE, InputError, read_mask, write_mask
-from wegformer.segmentation import (ASPP, CornerUpsample, DilatedVGG, LargeFOV, MultiScale, RandomScale, SegmentationPairs, SegmenterConfig,
-                                    create_backbone, create_segmenter, load_segmenter, multi_scale_loss, parameter_groups, predict,
-                                    predict_dataset, sample_mask, segmentation_loss, train_segmenter)
+from wegformer.deeplab import ASPP, CornerUpsample, DilatedVGG, LargeFOV, create_backbone
+from wegformer.segmentation import (MultiScale, RandomScale, SegmentationPairs, SegmenterConfig, create_segmenter,
+                                    load_segmenter, multi_scale_loss, parameter_groups, predict, predict_dataset, sample_mask, segmentation_loss,
+                                    train_segmenter)
 from wegformer.training import save_weights
 
 SMALL = dict(pretrained=False, frozen_bn=False, decoder_channels=16)

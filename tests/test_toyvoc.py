@@ -10,7 +10,8 @@ from PIL import Image
 
 from wegformer import toyvoc
 from wegformer.data import IGNORE, PALETTE, InputError, VOCDataset, cache_dir
-from wegformer.toyvoc import SETS, Detector, Pen, ToyConfig, draw_saliency, draw_scene, make_toy_voc, noise
+from wegformer.toydrawings import SETS, Pen
+from wegformer.toyvoc import Detector, ToyConfig, draw_saliency, draw_scene, make_toy_voc, noise
 
 
 @pytest.fixture(scope="module", params=sorted(SETS))

@@ -38,9 +38,12 @@ from wegformer.classifier import average_precision, create_classifier, load_clas
 from wegformer.data import IGNORE, VOCDataset, atomic_write, read_split, without_nan
 from wegformer.evaluation import best_threshold, confusion, iou, mean_over
 from wegformer.extras.distillation import DistilConfig, distil, find_photographs
-from wegformer.pipeline import Config, Stage, _initial, classifier_stage, device_name, override, preset, read_done, run, trivial_label, versions
+from wegformer.config import Config, override, preset
+from wegformer.stages import Stage, device_name, read_done, run, versions
+from wegformer.pipeline import _initial, classifier_stage, trivial_label
 from wegformer.pseudo_labels import pseudo_label, table2_rules
-from wegformer.reproduce import format_table, reproduce
+from wegformer.experiment import format_table
+from wegformer.reproduce import reproduce
 from wegformer.training import default_device
 
 HERE = Path(__file__).parent

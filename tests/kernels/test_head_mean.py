@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 from wegformer.data import InputError
 from wegformer.kernels import head_mean as module
 from wegformer.kernels.head_mean import aot, head_mean
-from wegformer.relevance import class_attention
+from wegformer.rules import class_attention
 
 # result type, and the tolerance relative to the largest entry: inputs are exact, sums are formed in the result's type
 TYPES = {torch.float64: (torch.float64, 1e-14), torch.float32: (torch.float32, 5e-7),

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 from wegformer.data import InputError
 from wegformer.kernels import relevance_attention as module
 from wegformer.kernels.relevance_attention import aot, relevance_attention
-from wegformer.relevance import divide
+from wegformer.rules import divide
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6}  # L2 distance of each result from the reference in float64, relative
 
