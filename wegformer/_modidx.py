@@ -177,6 +177,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wegformer.data.read_mask': ('workshop/files.html#read_mask', 'wegformer/data.py'),
                                 'wegformer.data.read_saliency': ('workshop/files.html#read_saliency', 'wegformer/data.py'),
                                 'wegformer.data.read_split': ('workshop/files.html#read_split', 'wegformer/data.py'),
+                                'wegformer.data.refusal': ('workshop/files.html#refusal', 'wegformer/data.py'),
                                 'wegformer.data.require': ('workshop/files.html#require', 'wegformer/data.py'),
                                 'wegformer.data.require_kind': ('workshop/files.html#require_kind', 'wegformer/data.py'),
                                 'wegformer.data.without_nan': ('workshop/files.html#without_nan', 'wegformer/data.py'),
