@@ -245,7 +245,8 @@ def test_float32_loses_no_more_than_the_plain_procedure(start_block):
     single = random_vit(depth=6, embed_dim=48, img_size=64, dtype=torch.float32)
     errors = [((f(single, images.float(), pairs, start_block).flatten(1) - exact).norm(dim=1) / exact.norm(dim=1)) for f in (dtd_maps, dtd_maps_plain)]
     fast, plain = ((e.median().item(), e.max().item()) for e in errors)
-    assert fast[0] < 2 * plain[0] and fast[1] < 4 * plain[1], (fast, plain)  # chance decides which of two roundings is luckier; a flaw would be orders off
+    # chance decides which of two roundings is luckier; a flaw would be orders off
+    assert fast[0] < 2 * plain[0] and fast[1] < 4 * plain[1], (fast, plain)
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers", "distilled", "qk-norm", "wide heads"])
@@ -443,7 +444,7 @@ def test_training_mode(options):
 
 
 def test_benchmark_runs(tmp_path, capsys):
-    "The benchmark prints its rows, and writes them only where asked; the rules as released give the plain procedure's maps."
+    "It prints its rows and writes them only where asked; the rules as released give the plain procedure's maps."
     benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "dtd.py"))
     main, model, images, pairs = benchmark["main"], random_vit(), randn(2, 3, 32, 32), torch.tensor([[0, 1], [1, 2]])
     assert torch.equal(benchmark["dtd_maps_released"](model, images, pairs, 0), dtd_maps_plain(model, images, pairs, 0))
