@@ -203,7 +203,7 @@ SWEEP = ["vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny_patch16_224.fb_
 
 @pytest.mark.parametrize("name", SWEEP)
 def test_sweep(name):
-    "Conservation, independence of the batch, agreement with the plain procedure; what is refused is refused with its reason."
+    "Conservation, independence of the batch, agreement with the plain procedure; refusals have their reason."
     torch.manual_seed(0)
     options = dict(depth=3, num_classes=3, embed_dim=24, num_heads=3, img_size=64, dynamic_img_size=True)
     if "rope" in name:

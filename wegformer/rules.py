@@ -38,7 +38,7 @@ def linear_rule(
     S = divide(R, Z)
     return x_pos * (S @ W_pos) + x_neg * (S @ W_neg)  # (..., in)
 
-# %% ../nbs/method/02_rules.ipynb #9242dce1
+# %% ../nbs/method/02_rules.ipynb #c573a0e7
 def norm_rule(
     norm: nn.Module,  # LayerNorm
     x: torch.Tensor,  # (N, D) its input
@@ -170,16 +170,16 @@ def class_attention(
         product = product.clamp(min=0)
     return torch.eye(R.shape[-1], dtype=R.dtype, device=R.device) + product.mean(0)
 
-# %% ../nbs/method/02_rules.ipynb #6e9d696b
+# %% ../nbs/method/02_rules.ipynb #8befcb6c
 def _plain_map(model, image, c, start, clamp, gradient, seed):
-    "One image, one class: relevance down to block `start`, and the map from there."
+    "One image, one class: relevance down through every block, and the map from block `start` on."
     with precise_mode(image.device, grad=True):
         records, z, logits = record_forward(model, image.to(model.cls_token.dtype))
         G = torch.autograd.grad(logits[c], [t.M for t in records]) if gradient else [None] * len(records)
     with precise_mode(image.device):
         first = torch.zeros_like(logits)
         first[c] = 1 if seed == "one_hot" else logits[c]  # eq. 1
-        R, _ = propagate(model, records, z, first, start)
+        R, _ = propagate(model, records, z, first)
         row, n = torch.zeros_like(R[start][0, 0]), head_tokens(model)  # (N,)
         row[:n] = 1 / n  # the class token, or the mean of the two that the head reads
         for b in reversed(range(start, len(records))):
@@ -210,7 +210,7 @@ def dtd_maps_plain(
     gradient: bool = True,  # weigh relevance by the gradient
     seed: str = "one_hot",  # what relevance starts from: "one_hot", or the "logit" as in eq. 1
 ) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised; float64 for a float64 model, else float32
-    "Heat maps by the published procedure, pair by pair: slow, the reference for `dtd_maps`; InputError on bad input."
+    "Heat maps by the published procedure, pair by pair through every layer: slow, the reference for `dtd_maps`."
     h, w = check_inputs(model, images, pairs)
     start = check_options(model, start_block, seed)
     with precise_mode(images.device):
