@@ -1,4 +1,4 @@
-"Label rules against a pixel-by-pixel reading of the reference, against NSROM's own labels, switch by switch, and over bad input."
+"Label rules against a pixel-by-pixel reading of the reference, NSROM's own labels, switch by switch, over bad input."
 
 import json
 import os
@@ -187,7 +187,7 @@ def test_epom_on_any_label(scene, t_fg, seed):
 @settings(max_examples=100, deadline=None)
 @given(scenes(), rules)
 def test_properties(scene, rule):
-    "The order of the classes matters in ties only; EPOM and step 7 only ever ignore more; only labelled classes appear."
+    "The order of classes matters in ties only; EPOM and step 7 only ever ignore more; only labelled classes appear."
     attention, classes, saliency = tensors(*scene)
     label = pseudo_label(attention, classes, saliency, rule)
     without = pseudo_label(attention, classes, saliency, replace(rule, epom=False, min_foreground=None))
@@ -205,7 +205,10 @@ def test_properties(scene, rule):
 
 def test_equals_nsroms_labels_on_every_pixel(shared):
     folder = shared / "golden" / "labels_shared"
-    read = lambda name: np.array(Image.open(folder / name))
+
+    def read(name):
+        return np.array(Image.open(folder / name))
+
     branches, whole, images = [], 0, 0
     for line in (folder / "train_cls.txt").read_text().splitlines():
         if not line.strip():
@@ -687,7 +690,10 @@ def test_numpy_version_of_the_benchmark(shared):
     "The benchmark compares equals: its NumPy version labels the photographs alike, with every rule, in both dtypes."
     numpy_label = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "labels.py"))["numpy_label"]
     folder = shared / "golden" / "labels_shared"
-    read = lambda name: np.array(Image.open(folder / name))
+
+    def read(name):
+        return np.array(Image.open(folder / name))
+
     for k, line in enumerate((folder / "train_cls.txt").read_text().splitlines()[:6]):
         name, *classes = line.split()
         a = np.stack([read(f"{name}_{c}_attention.png") for c in classes]).astype((np.float32, np.float64)[k % 2]) / 255
@@ -843,6 +849,15 @@ def test_a_batch_with_stats_equals_its_images(preset):
         same(labels_with_stats(maps, classes, s, rule), expected)
         same(labels_with_stats(maps, classes, s, rule, mined=[(), (), ()]), expected)
     assert labels_with_stats([], [], [], rule) == labels_with_stats([], [], None, rule, mined=[]) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_batch_with_stats_on_the_gpu(preset):
+    maps, classes, saliency = ragged()
+    rule = LabelRule.preset(preset)
+    expected = [label_with_stats(*args, rule) for args in zip(maps, classes, saliency)]
+    same(labels_with_stats([a.cuda() for a in maps], classes, saliency, rule), expected)
 
 
 def test_a_batch_mines_the_maps_of_other_blocks():

@@ -1,4 +1,6 @@
-"""`erase_label` against `pseudo_label` and NumPy. There is no tolerance anywhere: labels are equal on every pixel, thresholds to the last bit."""
+"""`erase_label` against `pseudo_label` and NumPy.
+
+There is no tolerance anywhere: labels are equal on every pixel, thresholds to the last bit."""
 
 import os
 import subprocess
@@ -13,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from wegformer.data import InputError
-from wegformer.kernels.erase_label import aot, erase_label, label_and_thresholds
+from wegformer.kernels.erase_label import erase_label, label_and_thresholds
 from wegformer.kernels.label_batch import _SWITCHES, least_pixels, plan_digits, unknown_switches
 from wegformer.pseudo_labels import LabelRule, label_with_stats, table2_rules
 
@@ -55,10 +57,14 @@ def ragged(dtype, seed=0, images=4):
     return maps, classes, saliency
 
 
+def near(xs, device):
+    "Each tensor on the device."
+    return [None if x is None else x.to(device) for x in xs]
+
+
 def compare(maps, classes, saliency, rule, device, reference=None, **options):
     "Both, image by image."
-    near = lambda xs: [None if x is None else x.to(device) for x in xs]
-    labels, thresholds = label_and_thresholds(near(maps), classes, near(saliency), rule, **options)
+    labels, thresholds = label_and_thresholds(near(maps, device), classes, near(saliency, device), rule, **options)
     assert len(labels) == len(thresholds) == len(maps)
     for k, (a, ids, s, label, found) in enumerate(zip(reference or maps, classes, saliency, labels, thresholds)):
         expected, stats = label_with_stats(a, ids, s, rule)
@@ -193,7 +199,7 @@ def test_minmax(name, dtype, device):
         saliency,
         RULES[name],
         device,
-        [(a - l) / (h - l + 1e-8) for a, l, h in zip(maps, low, high)],
+        [(a - lo) / (hi - lo + 1e-8) for a, lo, hi in zip(maps, low, high)],
         minmax=True,
     )
 
@@ -231,15 +237,14 @@ def test_medians_are_numpys(dtype, device):
     values = [np.asarray(v, number) for v in values]
     maps = [torch.from_numpy(rng.permutation(v))[None, None] for v in values]
     full = [torch.full(a.shape[1:], 255, dtype=torch.uint8) for a in maps]  # the background scores 0
-    near = lambda xs: [x.to(device) for x in xs]
     for rule in (OWN,) if dtype == torch.float64 else (OWN, replace(OWN, epom_map="raw")):
-        _, thresholds = label_and_thresholds(near(maps), [[9]] * len(maps), near(full), rule)
+        _, thresholds = label_and_thresholds(near(maps, device), [[9]] * len(maps), near(full, device), rule)
         assert [t.item() for t in thresholds] == [np.median(v) for v in values]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_classes_without_a_pixel(dtype, device):
-    "Eq. 9's second case: quartile, plateau, single pixel, nothing strong; two middle values whose mean rounds up to the higher one."
+    "Eq. 9's second case: quartile, plateau, single pixel, nothing strong; two middle values whose mean rounds up."
     rng, number = np.random.default_rng(1), {torch.float32: np.float32, torch.float64: np.float64}[dtype]
     one = number(0.7)
     near_one = [one]
@@ -378,7 +383,10 @@ CHOSEN = (
 
 def photographs(shared, names=None):
     folder = shared / "golden" / "labels_shared"
-    read = lambda name: np.array(Image.open(folder / name))
+
+    def read(name):
+        return np.array(Image.open(folder / name))
+
     for line in (folder / "train_cls.txt").read_text().splitlines():
         if not line.strip() or names and line.split()[0] not in names:
             continue
@@ -395,9 +403,8 @@ def photographs(shared, names=None):
 def test_equals_nsroms_labels_on_every_pixel(shared, device):
     "On a CPU three photographs, on a GPU all thirteen."
     maps, classes, saliency, expected = zip(*photographs(shared, None if ON_GPU else CHOSEN))
-    near = lambda xs: [x.to(device) for x in xs]
     rule = LabelRule.preset("nsrom")
-    labels = erase_label([a.double() for a in near(maps)], classes, near(saliency), rule, minmax=True)
+    labels = erase_label([a.double() for a in near(maps, device)], classes, near(saliency, device), rule, minmax=True)
     for label, want in zip(labels, expected):
         assert torch.equal(label.cpu(), want)
     assert sum(bool((want == 255).all()) for want in expected) == (2 if ON_GPU else 1)
@@ -520,15 +527,18 @@ def test_a_switch_without_a_default_is_unknown():
 
 
 def test_compiled_code_rounds_as_it_should(tmp_path):
-    "No fused multiply-add, no approximate division, no flushing of denormals, in the variants that differ; compiled without a GPU, in a process without the interpreter."
+    "No fused multiply-add, approximate division or flushed denormal; compiled without a GPU, without the interpreter."
     script = """
 import re, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from wegformer.kernels.erase_label import aot
+alike = [f"{kernel}_float32_relative" for kernel in ("range", "digit", "mine")]  # little else than without "relative"
 for v in aot():
-    if v["name"].endswith("_raw") or v["name"] in ("range_float32_relative", "digit_float32_relative", "mine_float32_relative"): continue  # little else than the others
-    ptx = triton.compile(ASTSource(v["kernel"], v["signature"], v["constexprs"]), target=GPUTarget("cuda", 80, 32), options=dict(num_warps=v["num_warps"])).asm["ptx"]
+    if v["name"].endswith("_raw") or v["name"] in alike:
+        continue
+    source, options = ASTSource(v["kernel"], v["signature"], v["constexprs"]), dict(num_warps=v["num_warps"])
+    ptx = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["ptx"]
     found = re.findall(r"\\b(?:fma|mad)\\.[a-z.]*f(?:32|64)|div\\.(?:full|approx)\\S*|\\S*\\.ftz\\S*|rcp\\S*", ptx)
     assert not found, (v["name"], found)
 """
