@@ -16,6 +16,7 @@ means:
 
 `load` gives back what was written, number by number; `record` makes sure of it before it ends.
 """
+
 import argparse
 import csv
 import json
@@ -92,7 +93,7 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Mapping[str, An
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:  # path with "/" -> value
     "The leaves of nested mappings and lists, by their path."
-    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    pairs = list(value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ())
     if not pairs:  # a leaf, or nothing below
         return {path: value}
     return {
