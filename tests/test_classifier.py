@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 import wegformer.networks.toy
-from wegformer.classifier import (ClassifierConfig, ClassificationSet, RandomLongSide, create_classifier,
-                                  load_classifier, mean_average_precision, mean_std, normalize, patch_size, predict_logits, resize_to_patches,
-                                  train_classifier, train_transform)
+from wegformer.classifier import (ClassificationSet, ClassifierConfig, RandomLongSide, create_classifier,
+                                  load_classifier, mean_average_precision, mean_std, normalize, patch_size,
+                                  predict_logits, resize_to_patches, train_classifier, train_transform)
 from wegformer.data import InputError, VOCDataset
 from wegformer.training import save_weights
 
@@ -30,10 +30,12 @@ def test_long_side_is_random_within_range():
 
 def test_training_views(toy_root):
     net = timm.create_model("vit_toy_patch8_96")
-    data = ClassificationSet(VOCDataset(toy_root, "train"), train_transform(ClassifierConfig(crop_size=160, resize=(64, 96)), net))
+    config = ClassifierConfig(crop_size=160, resize=(64, 96))
+    data = ClassificationSet(VOCDataset(toy_root, "train"), train_transform(config, net))
     image, labels = data[0]
     assert image.shape == (3, 160, 160) and image.dtype == torch.float32 and labels.sum() >= 1
-    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)  # larger than any picture: one plain colour around it
+    # the crop is larger than any picture: one plain colour lies around it
+    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)
     assert len(border.round(decimals=3).unique(dim=1).T) == 1 or (border == border[:, :1]).all(0).float().mean() > 0.5
 
 
@@ -76,7 +78,8 @@ def test_cnns(name, stride):
     x, head = torch.randn(2, 3, 97, 130), net.get_classifier()
     with torch.no_grad():
         features = net.forward_features(x)
-        for pixels, cells in zip((97, 130), features.shape[2:]): assert cells - pixels // (stride or 32) in (0, 1)
+        for pixels, cells in zip((97, 130), features.shape[2:]):
+            assert cells - pixels // (stride or 32) in (0, 1)
         maps = torch.einsum("bdhw,cd->bchw", features, head.weight)
         assert torch.allclose(maps.mean((2, 3)) + head.bias, net(x), atol=1e-4)
     assert patch_size(net) == 1 and not net.training
@@ -179,8 +182,14 @@ def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stri
 def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):
     import subprocess, sys
     path = tmp_path / "model.safetensors"
-    make = ("import json, wegformer.networks.toy; from dataclasses import asdict; from wegformer.classifier import *; from wegformer.training import save_weights; "
-            f"save_weights(create_classifier('vit_toy_patch8_96', 2), {str(path)!r}, config=json.dumps(asdict(ClassifierConfig(model='vit_toy_patch8_96'))), classes=json.dumps(['background', 'a', 'b']))")
+    make = (
+        "import json, wegformer.networks.toy\n"
+        "from dataclasses import asdict\n"
+        "from wegformer.classifier import *\n"
+        "from wegformer.training import save_weights\n"
+        "config = json.dumps(asdict(ClassifierConfig(model='vit_toy_patch8_96')))\n"
+        f"save_weights(create_classifier('vit_toy_patch8_96', 2), {str(path)!r}, config=config, "
+        "classes=json.dumps(['background', 'a', 'b']))")
     load = f"from wegformer.classifier import load_classifier; print(load_classifier({str(path)!r})[2])"
     subprocess.run([sys.executable, "-c", make], check=True)
     assert "'a', 'b'" in subprocess.run([sys.executable, "-c", load], check=True, capture_output=True, text=True).stdout

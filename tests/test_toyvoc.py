@@ -90,7 +90,8 @@ def test_files_have_vocs_form(small):
     which, root = small
     C = len(SETS[which])
     for name in (root/"ImageSets/Segmentation/train.txt").read_text().split():
-        with Image.open(root/"JPEGImages"/f"{name}.jpg") as im: size, mode = im.size, im.mode
+        with Image.open(root/"JPEGImages"/f"{name}.jpg") as im:
+            size, mode = im.size, im.mode
         assert mode == "RGB" and max(size) == 128 and 80 <= min(size)
         with Image.open(root/"SegmentationClass"/f"{name}.png") as im:
             assert im.mode == "P" and im.size == size
@@ -120,7 +121,8 @@ def test_xml_labels_equal_mask_labels(small, split):
     for i in range(len(xml)):
         assert xml.labels(i).tolist() == masks.labels(i).tolist() and 1 <= xml.labels(i).sum() <= 3
         m = np.asarray(xml.mask(i))
-        for c in xml.class_ids(i).tolist(): assert (m == c).sum() >= 40
+        for c in xml.class_ids(i).tolist():
+            assert (m == c).sum() >= 40
 
 
 def test_border_separates_classes(small):
@@ -154,7 +156,8 @@ def test_a_blank_saliency_map_is_a_missed_object():
     for i in range(150):
         d = draw_scene(np.random.default_rng(i), SETS["main"])
         for k, detector in enumerate((ToyConfig().good, ToyConfig().worse)):
-            if draw_saliency(np.random.default_rng([i, k]), d, detector).max() >= 64: continue
+            if draw_saliency(np.random.default_rng([i, k]), d, detector).max() >= 64:
+                continue
             blank += 1
             assert draw_saliency(np.random.default_rng([i, k]), d, dataclasses.replace(detector, miss=0.)).max() >= 64
     assert blank > 0
@@ -195,12 +198,14 @@ def test_any_seed_gives_a_valid_picture(seed, which):
 def test_every_class_fills_its_square_and_can_be_told_from_the_others(which, name):
     drawings = {}
     for n, kind in SETS[which].items():
-        pen = Pen((64, 64), (32, 32), 56); kind.draw(pen, np.random.default_rng(0), False)
+        pen = Pen((64, 64), (32, 32), 56)
+        kind.draw(pen, np.random.default_rng(0), False)
         drawings[n] = pen.rgba()
     alpha = drawings[name][..., 3]
     y, x = np.nonzero(alpha > .5)
     assert max(np.ptp(y), np.ptp(x)) > 44 and .1 < (alpha > .5).mean() < .8
-    for n, other in drawings.items(): assert n == name or np.abs(other - drawings[name]).max(-1).astype(bool).sum() > 40
+    for n, other in drawings.items():
+        assert n == name or np.abs(other - drawings[name]).max(-1).astype(bool).sum() > 40
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -209,7 +214,8 @@ def test_pen_turns_and_flips(angle, flip):
     pen = Pen((60, 60), (30, 30), 40, angle=angle, flip=flip)
     pen.box(.8, .4, 1., .6, (200, 0, 0))                       # right of the middle
     a = pen.rgba()
-    full = np.zeros((60, 60)); full[pen.window] = a[..., 3]
+    full = np.zeros((60, 60))
+    full[pen.window] = a[..., 3]
     y, x = (c.mean() - 29.5 for c in np.nonzero(full > .5))
     want = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))]) * (-16 if flip else 16)
     assert abs(abs(x) - abs(want[0])) < 1 and abs(abs(y) - abs(want[1])) < 1 and x*want[0] > -1
@@ -247,7 +253,8 @@ def test_error_while_drawing_leaves_nothing(tmp_path, monkeypatch, error):
 
     def fails(path, mask):
         calls.append(path)
-        if len(calls) == 3: raise error("no space left on device")
+        if len(calls) == 3:
+            raise error("no space left on device")
         whole(path, mask)
     monkeypatch.setattr(toyvoc, "write_mask", fails)
     with pytest.raises(InputError if error is OSError else error, match="no space left"):
@@ -256,14 +263,16 @@ def test_error_while_drawing_leaves_nothing(tmp_path, monkeypatch, error):
     assert len(VOCDataset(make_toy_voc(tmp_path/"toy", train=5, val=1), "train")) == 5    # and it can be asked again
 
 
-def _ask(root, train=12): return str(make_toy_voc(root, train=train, val=1))
+def _ask(root, train=12):
+    return str(make_toy_voc(root, train=train, val=1))
 
 
 def test_killed_run_leaves_no_half_written_set(tmp_path, monkeypatch):
     draw = toyvoc._draw_one
     monkeypatch.setattr(toyvoc, "_draw_one", lambda *a: os._exit(9) if a[3] == 3 else draw(*a))   # no clean-up runs
     process = multiprocessing.get_context("fork").Process(target=_ask, args=(tmp_path/"toy", 6))
-    process.start(); process.join()
+    process.start()
+    process.join()
     assert process.exitcode == 9
     monkeypatch.undo()
     assert not (tmp_path/"toy").exists() and left_over(tmp_path) == [".toy.part"]
@@ -293,7 +302,8 @@ def test_concurrent_threads_draw_once(tmp_path, monkeypatch):
     (dict(seed=-1), "seed=-1"),
     (dict(train=1.5), "train=1.5"), (dict(val="3"), "val='3'")])
 def test_bad_arguments(tmp_path, kw, words):
-    with pytest.raises(InputError, match=words): make_toy_voc(tmp_path/"toy", **kw)
+    with pytest.raises(InputError, match=words):
+        make_toy_voc(tmp_path/"toy", **kw)
     assert left_over(tmp_path) == []
 
 
@@ -302,7 +312,8 @@ def test_bad_arguments(tmp_path, kw, words):
     (dict(size=(.5, 1.2)), "size"), (dict(size=(.6, .5)), "size"),
     (dict(short_side=(80, 200)), "short_side"), (dict(size=(0, .5)), "size")])
 def test_bad_config(kw, words):
-    with pytest.raises(InputError, match=words): ToyConfig(**kw)
+    with pytest.raises(InputError, match=words):
+        ToyConfig(**kw)
 
 
 def test_impossible_config_is_an_error_not_a_loop():
@@ -311,13 +322,17 @@ def test_impossible_config_is_an_error_not_a_loop():
 
 
 def test_folder_that_holds_something_else(tmp_path):
-    (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="already holds something else"): make_toy_voc(tmp_path/"mine", train=1, val=1)
+    (tmp_path/"mine").mkdir()
+    (tmp_path/"mine"/"thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="already holds something else"):
+        make_toy_voc(tmp_path/"mine", train=1, val=1)
     assert (tmp_path/"mine"/"thesis.txt").read_text() == "precious"
     (tmp_path/"file").write_text("x")
-    with pytest.raises(InputError, match="already holds something else"): make_toy_voc(tmp_path/"file", train=1, val=1)
+    with pytest.raises(InputError, match="already holds something else"):
+        make_toy_voc(tmp_path/"file", train=1, val=1)
     root = make_toy_voc(tmp_path/"toy", train=1, val=1)
-    with pytest.raises(InputError, match="already holds something else"): make_toy_voc(root, train=1, val=1, seed=1)
+    with pytest.raises(InputError, match="already holds something else"):
+        make_toy_voc(root, train=1, val=1, seed=1)
 
 
 def test_empty_folder_is_taken(tmp_path):
@@ -327,4 +342,5 @@ def test_empty_folder_is_taken(tmp_path):
 
 def test_unwritable_place_is_one_clear_sentence(tmp_path):
     (tmp_path/"file").write_text("x")
-    with pytest.raises(InputError, match="cannot be written"): make_toy_voc(tmp_path/"file"/"toy", train=1, val=1)
+    with pytest.raises(InputError, match="cannot be written"):
+        make_toy_voc(tmp_path/"file"/"toy", train=1, val=1)
