@@ -7,8 +7,19 @@ import torch
 from PIL import Image
 
 from wegformer.check import check
-from wegformer.data import (CLASSES, IGNORE, InputError, VOCDataset, atomic_write, fingerprint,
-                            read_cls_labels, read_image, read_mask, read_saliency, write_mask)
+from wegformer.data import (
+    CLASSES,
+    IGNORE,
+    InputError,
+    VOCDataset,
+    atomic_write,
+    fingerprint,
+    read_cls_labels,
+    read_image,
+    read_mask,
+    read_saliency,
+    write_mask,
+)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (13, 8)])

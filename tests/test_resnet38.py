@@ -45,14 +45,27 @@ def test_names_are_the_communitys(meta):
     assert {k for k in meta.state_dict() if not k.endswith("num_batches_tracked")} == expected
 
 
-@pytest.mark.parametrize("key, shape", {
-    "conv1a.weight": (64, 3, 3, 3), "b2.bn_branch2a.weight": (64,), "b2.conv_branch1.weight": (128, 64, 1, 1),
-    "b2.conv_branch2a.weight": (128, 64, 3, 3), "b2.conv_branch2b1.weight": (128, 128, 3, 3),
-    "b4_5.conv_branch2b1.weight": (512, 512, 3, 3), "b5.conv_branch2a.weight": (512, 512, 3, 3),
-    "b5.conv_branch2b1.weight": (1024, 512, 3, 3), "b5_2.conv_branch2a.weight": (512, 1024, 3, 3),
-    "b6.conv_branch2a.weight": (512, 1024, 1, 1), "b6.conv_branch2b1.weight": (1024, 512, 3, 3),
-    "b6.conv_branch2b2.weight": (2048, 1024, 1, 1), "b7.conv_branch2b2.weight": (4096, 2048, 1, 1),
-    "b7.conv_branch1.weight": (4096, 2048, 1, 1), "bn7.weight": (4096,), "fc8.weight": (20, 4096)}.items())
+@pytest.mark.parametrize(
+    "key, shape",
+    {
+        "conv1a.weight": (64, 3, 3, 3),
+        "b2.bn_branch2a.weight": (64,),
+        "b2.conv_branch1.weight": (128, 64, 1, 1),
+        "b2.conv_branch2a.weight": (128, 64, 3, 3),
+        "b2.conv_branch2b1.weight": (128, 128, 3, 3),
+        "b4_5.conv_branch2b1.weight": (512, 512, 3, 3),
+        "b5.conv_branch2a.weight": (512, 512, 3, 3),
+        "b5.conv_branch2b1.weight": (1024, 512, 3, 3),
+        "b5_2.conv_branch2a.weight": (512, 1024, 3, 3),
+        "b6.conv_branch2a.weight": (512, 1024, 1, 1),
+        "b6.conv_branch2b1.weight": (1024, 512, 3, 3),
+        "b6.conv_branch2b2.weight": (2048, 1024, 1, 1),
+        "b7.conv_branch2b2.weight": (4096, 2048, 1, 1),
+        "b7.conv_branch1.weight": (4096, 2048, 1, 1),
+        "bn7.weight": (4096,),
+        "fc8.weight": (20, 4096),
+    }.items(),
+)
 def test_shapes_of_layers(meta, key, shape):
     assert tuple(meta.state_dict()[key].shape) == shape
 

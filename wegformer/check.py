@@ -6,7 +6,7 @@
 __all__ = ['check']
 
 # %% ../nbs/workshop/00a_check.ipynb #c2a55e03
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .data import InputError, VOCDataset
