@@ -508,6 +508,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'wegformer/networks/resnet38.py'),
                                              'wegformer.networks.resnet38.ResidualUnit.forward': ( 'workshop/resnet38.html#residualunit.forward',
                                                                                                    'wegformer/networks/resnet38.py'),
+                                             'wegformer.networks.resnet38._units': ( 'workshop/resnet38.html#_units',
+                                                                                     'wegformer/networks/resnet38.py'),
                                              'wegformer.networks.resnet38.checkpoint_filter_fn': ( 'workshop/resnet38.html#checkpoint_filter_fn',
                                                                                                    'wegformer/networks/resnet38.py'),
                                              'wegformer.networks.resnet38.resnet38': ( 'workshop/resnet38.html#resnet38',
