@@ -1,4 +1,5 @@
 "Distillation: grids of every relation, the teacher untouched, resume, bad stages."
+
 import pytest
 import timm
 import torch
@@ -50,7 +51,9 @@ def test_each_stage_is_learnt_at_its_own_depth(teacher):
         both(images)
         early, late = read
         first = residual["first"][:, 1:]
-        torch.testing.assert_close(early, (first - first.mean(-1, keepdim=True)) / (first.var(-1, keepdim=True, correction=0) + 1e-5).sqrt())
+        torch.testing.assert_close(
+            early, (first - first.mean(-1, keepdim=True)) / (first.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        )
         assert torch.equal(late, model.forward_features(images)[:, 1:])
 
 
@@ -72,7 +75,9 @@ def test_features_are_weighted(teacher, weight):
 
 @pytest.mark.parametrize("depths", [(1,), (0, 2), (1, 3), ()])
 def test_depths_that_the_student_has_not(teacher, depths):
-    with pytest.raises(InputError, match=r"depths is .* expected a block of the student, 1 to 2, for each of the stages \(2, 3\)"):
+    with pytest.raises(
+        InputError, match=r"depths is .* expected a block of the student, 1 to 2, for each of the stages \(2, 3\)"
+    ):
         Distillation(student(), teacher, (2, 3), depths=depths)
 
 
@@ -81,7 +86,9 @@ def test_the_loss_compares_place_by_place(teacher):
     both = Distillation(student(patch=8), teacher, stages=(2,)).train()
     images = torch.randn(4, 3, 32, 64)  # (4, 8) patches; ResNet stage 2 has stride 8: (4, 8) places
     with torch.no_grad():
-        target = nn.BatchNorm2d(both.predict[0].out_features, affine=False)(teacher.eval().forward_intermediates(images, indices=[2], intermediates_only=True)[0])
+        target = nn.BatchNorm2d(both.predict[0].out_features, affine=False)(
+            teacher.eval().forward_intermediates(images, indices=[2], intermediates_only=True)[0]
+        )
     target = target.flatten(2).transpose(1, 2)
 
     class Fixed(nn.Module):
@@ -113,12 +120,16 @@ def test_stages_that_the_teacher_has_not(teacher, stages):
 
 def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path, killed_at):
     voc = VOCDataset(toy_root, "train")
-    recipe = ClassifierConfig(steps=6, batch_size=4, crop_size=32, resize=(32, 48), eval_long_side=48, precision="no", lr=1e-3)
+    recipe = ClassifierConfig(
+        steps=6, batch_size=4, crop_size=32, resize=(32, 48), eval_long_side=48, precision="no", lr=1e-3
+    )
 
     def train(out):
         torch.manual_seed(1)
         model = student(num_classes=voc.num_classes)
-        history = train_classifier(model, recipe, voc, out, seed=3, device="cpu", learner=Distillation(model, teacher), loss=features_loss)
+        history = train_classifier(
+            model, recipe, voc, out, seed=3, device="cpu", learner=Distillation(model, teacher), loss=features_loss
+        )
         return model.state_dict(), history
 
     whole, history = train(tmp_path / "a")

@@ -1,4 +1,5 @@
 "The distillation tool: whose photographs, the running mean, decisions, resume to the last bit, what is refused."
+
 import dataclasses
 
 import pytest
@@ -15,8 +16,18 @@ from wegformer.extras.distillation import Distillation
 from wegformer.extras.distillation import DistilConfig, Lesson, Photographs, distil, distil_transform, find_photographs
 from wegformer.training import read_state
 
-CONFIG = DistilConfig(student="vit_toy_patch8_96", teacher="resnet_toy", stages=(2, 3), crop_size=32, steps=5, batch_size=3, ema=0.9, holdout=2,
-                      evaluate_every=2, precision="no")
+CONFIG = DistilConfig(
+    student="vit_toy_patch8_96",
+    teacher="resnet_toy",
+    stages=(2, 3),
+    crop_size=32,
+    steps=5,
+    batch_size=3,
+    ema=0.9,
+    holdout=2,
+    evaluate_every=2,
+    precision="no",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,16 @@ def folder(tmp_path_factory):
 
 def networks(classes=7):
     torch.manual_seed(0)
-    student = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=classes, dynamic_img_size=True)
+    student = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        num_classes=classes,
+        dynamic_img_size=True,
+    )
     return student, timm.create_model("resnet10t", num_classes=7).eval()
 
 
@@ -55,7 +75,9 @@ def test_features_are_those_of_what_the_teacher_saw():
     images, seen = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
     assert both(images, seen)[1] != both(images)[1]
     assert torch.equal(both(images, images)[1], both(images)[1])
-    teacher.forward_intermediates = lambda x, **_: [torch.full((2, both.predict[0].out_features, 4, 4), x.mean().item())]
+    teacher.forward_intermediates = lambda x, **_: [
+        torch.full((2, both.predict[0].out_features, 4, 4), x.mean().item())
+    ]
     for linear in both.predict:
         torch.nn.init.zeros_(linear.weight), torch.nn.init.zeros_(linear.bias)
     torch.testing.assert_close(both(images, seen)[1], seen.mean() ** 2 / (1 + 1e-5), rtol=1e-4, atol=1e-6)
@@ -116,7 +138,9 @@ def test_mixing_stays_between_the_pictures_and_keeps_their_sum():
 
 
 def test_photographs_of_a_folder_and_of_a_list(folder, tmp_path):
-    assert [p.stem for p in find_photographs(folder)] == sorted((f"p{i}" for i in range(8)), key=lambda n: str(next(folder.rglob(f"{n}.*"))))
+    assert [p.stem for p in find_photographs(folder)] == sorted(
+        (f"p{i}" for i in range(8)), key=lambda n: str(next(folder.rglob(f"{n}.*")))
+    )
     names = tmp_path / "train.txt"
     names.write_text("p1\n\np6.jpg 1\n")
     assert sorted(p.name for p in find_photographs(folder, names)) == ["p1.png", "p6.jpg"]
@@ -164,7 +188,9 @@ def test_a_run_resumes_to_the_last_bit_and_is_not_made_twice(folder, tmp_path, m
 def test_held_out_photographs_are_never_learnt_from(folder, tmp_path, monkeypatch):
     learnt = []
     original = Photographs.__getitem__
-    monkeypatch.setattr(Photographs, "__getitem__", lambda self, i: learnt.append((len(self), self.paths[i])) or original(self, i))
+    monkeypatch.setattr(
+        Photographs, "__getitem__", lambda self, i: learnt.append((len(self), self.paths[i])) or original(self, i)
+    )
     distil(dataclasses.replace(CONFIG, steps=8), find_photographs(folder), tmp_path, device="cpu")
     measured, trained = ({path for n, path in learnt if n == size} for size in (2, 6))
     assert len(measured) == 2 and len(trained) == 6 and not measured & trained
@@ -172,19 +198,33 @@ def test_held_out_photographs_are_never_learnt_from(folder, tmp_path, monkeypatc
 
 def test_the_students_mean_becomes_a_classifier(folder, tmp_path):
     distil(CONFIG, find_photographs(folder), tmp_path, device="cpu")
-    model = create_classifier("vit_toy_patch8_96", num_classes=20, pretrained=False, weights=tmp_path / "model.safetensors")
-    own = create_classifier("vit_toy_patch8_96", None, False, tmp_path / "model.safetensors")  # the teacher's classes, head and all
+    model = create_classifier(
+        "vit_toy_patch8_96", num_classes=20, pretrained=False, weights=tmp_path / "model.safetensors"
+    )
+    own = create_classifier(
+        "vit_toy_patch8_96", None, False, tmp_path / "model.safetensors"
+    )  # the teacher's classes, head and all
     assert model.head.out_features == 20 and own.head.out_features == 10
     assert torch.equal(model.blocks[3].attn.qkv.weight, own.blocks[3].attn.qkv.weight)
-    assert not torch.equal(own.blocks[3].attn.qkv.weight, create_classifier("vit_toy_patch8_96").blocks[3].attn.qkv.weight)
+    assert not torch.equal(
+        own.blocks[3].attn.qkv.weight, create_classifier("vit_toy_patch8_96").blocks[3].attn.qkv.weight
+    )
     images = torch.rand(2, 3, 64, 48)
     assert F.cosine_similarity(own.eval()(images), own(images), dim=1).min() > 0.999
 
 
-@pytest.mark.parametrize("field, value, words", [
-    ("schedule", "step", "schedule is 'step'; expected one of: constant"), ("steps", 0, "steps is 0; expected at least 1"),
-    ("area", (0.5, 0.1), "area is .*; expected 0 < smallest"), ("mixup", 1.5, "mixup is 1.5; expected a probability"),
-    ("ema", 1.0, r"ema is 1.0; expected a number in \[0, 1\)"), ("decisions", -1.0, "decisions is -1.0; expected 0 or more"), ("holdout", -1, "holdout is -1")])
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("schedule", "step", "schedule is 'step'; expected one of: constant"),
+        ("steps", 0, "steps is 0; expected at least 1"),
+        ("area", (0.5, 0.1), "area is .*; expected 0 < smallest"),
+        ("mixup", 1.5, "mixup is 1.5; expected a probability"),
+        ("ema", 1.0, r"ema is 1.0; expected a number in \[0, 1\)"),
+        ("decisions", -1.0, "decisions is -1.0; expected 0 or more"),
+        ("holdout", -1, "holdout is -1"),
+    ],
+)
 def test_values_that_make_no_sense(field, value, words):
     with pytest.raises(InputError, match=f"DistilConfig.{words}"):
         dataclasses.replace(CONFIG, **{field: value})
@@ -204,8 +244,27 @@ def test_what_cannot_be_learnt_is_refused(folder, tmp_path):
 
 
 def test_command_line(folder, tmp_path, capsys):
-    args = ["distil", str(folder), "--out", str(tmp_path / "o"), "--student", "vit_toy_patch8_96", "--teacher", "resnet_toy", "--stages", "2", "3",
-            "--crop-size", "32", "--steps", "2", "--batch-size", "3", "--holdout", "2"]
+    args = [
+        "distil",
+        str(folder),
+        "--out",
+        str(tmp_path / "o"),
+        "--student",
+        "vit_toy_patch8_96",
+        "--teacher",
+        "resnet_toy",
+        "--stages",
+        "2",
+        "3",
+        "--crop-size",
+        "32",
+        "--steps",
+        "2",
+        "--batch-size",
+        "3",
+        "--holdout",
+        "2",
+    ]
     assert main(args) == 0
     assert "of 2 held-out photographs" in capsys.readouterr().out and (tmp_path / "o" / "model.safetensors").is_file()
     assert main(["distil"]) == 2 and "No photographs were named" in capsys.readouterr().err
