@@ -1,5 +1,10 @@
-"""One picture of val on its way through the whole method, drawn from the stages of a run: python benchmarks/walk.py --out docs/walk.png"""
+"""One picture of val on its way through the whole method, drawn from the stages of a run.
+
+python benchmarks/walk.py --out docs/walk.png
+"""
+
 import argparse
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -47,7 +52,15 @@ def main(argv: list[str] | None = None) -> None:
         "trained\nDeepLab": label(scores.argmax(0)),
         "true mask\n(to measure)": label(val.mask(i)),
     }
-    more = [[None, lambda ax, k=k: show_map(A[k], image, ax, names[k]), lambda ax, k=k: show_map(E[k], image, ax, names[k]), *[None] * 5] for k in range(1, len(classes))]
+    more = [
+        [
+            None,
+            partial(show_map, A[k], image, title=names[k]),
+            partial(show_map, E[k], image, title=names[k]),
+            *[None] * 5,
+        ]
+        for k in range(1, len(classes))
+    ]
     figure = show_grid([list(columns.values()), *more], list(columns), size=1.3)
     class_legend(figure, {0, 255, *classes.tolist()}, val.classes)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ __all__ = ['Distillation', 'DistilConfig', 'find_photographs', 'Photographs', 'd
 
 # %% ../../nbs/extras/distillation.ipynb #b1664097
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,18 +54,18 @@ def _targets(
 
 # %% ../../nbs/extras/distillation.ipynb #39dc79cc
 def _loss(
-    guesses: Sequence[torch.Tensor],  # (B, C_s, h, w) of each stage, on the student's grid
+    guesses: Iterable[torch.Tensor],  # (B, C_s, h, w) float32 of each stage; made one by one, they take less memory
     targets: Sequence[torch.Tensor],  # (B, C_s, h_s, w_s) of each stage, the teacher's features
     standardize: Sequence[nn.Module],  # of each stage: mean 0 and variance 1 for every channel
     weight: float,
 ) -> torch.Tensor:  # scalar, float32
     "The weighted mean over stages of the squared distance, on the coarser of both grids."
-    loss = guesses[0].new_zeros((), dtype=torch.float32)
+    loss = targets[0].new_zeros((), dtype=torch.float32)
     for guess, target, standard in zip(guesses, targets, standardize):
         common = [min(a, b) for a, b in zip(guess.shape[-2:], target.shape[-2:])]
-        guess = nn.functional.adaptive_avg_pool2d(guess.float(), common)
         target = standard(nn.functional.adaptive_avg_pool2d(target.float(), common))
-        loss = loss + weight * nn.functional.mse_loss(guess, target) / len(targets)
+        distance = nn.functional.mse_loss(nn.functional.adaptive_avg_pool2d(guess, common), target)
+        loss = loss + weight * distance / len(targets)
     return loss
 
 def _divergence(logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:  # (B, K), (B, K) -> scalar
@@ -132,7 +132,7 @@ class Distillation(nn.Module):
         targets, probabilities = _targets(self.teacher, images if seen is None else seen, self.stages, self.decisions)
         patches, logits = _patches(self.student, images, self.depths)
         grid = self.student.patch_embed.dynamic_feat_size(images.shape[-2:])  # h, w
-        guesses = [w(patches[d]).transpose(1, 2).unflatten(2, grid) for d, w in zip(self.depths, self.predict)]
+        guesses = (w(patches[d]).transpose(1, 2).unflatten(2, grid).float() for d, w in zip(self.depths, self.predict))
         loss = _loss(guesses, targets, self.standardize, self.features)
         if probabilities is not None:
             loss = loss + self.decisions * _divergence(logits, probabilities)
