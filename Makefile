@@ -1,14 +1,13 @@
-# wegformer: make setup | reproduce | test | lab | kernels | bench | clean
+# wegformer: make setup | reproduce | test | lint | lab | kernels | bench | clean
+PYTHON ?= python3
 PY := .venv/bin
 OUT ?= runs/table2
 
-.PHONY: setup reproduce test lab kernels bench clean
+.PHONY: setup reproduce test lint lab kernels bench clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py constraints.txt
-	test -x $(PY)/python || python3 -m venv .venv
-	$(PY)/python -m pip install --quiet --upgrade pip
-	$(PY)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PYTHON) install.py
 	touch $@
 
 reproduce: setup  ## Table 2 on the embedded data set, printed and written to $(OUT)
@@ -19,7 +18,11 @@ test: setup  ## what the notebooks assert, then the grids, reference vectors and
 	TRITON_INTERPRET=$$($(PY)/python -c "import torch; print(int(not torch.cuda.is_available()))") \
 	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	@# the tests' models are tiny: a second thread wins little, and waits long for a core that is busy
-	OMP_NUM_THREADS=1 $(PY)/python -m pytest
+	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadgroup
+
+lint: setup  ## one dialect in notebooks, package and scripts: settings in pyproject.toml
+	$(PY)/ruff check .
+	$(PY)/ruff format --check .
 
 lab: setup
 	$(PY)/jupyter lab nbs/index.ipynb
@@ -31,4 +34,4 @@ bench: setup  ## time the kernels against their floor and their references, on a
 	$(PY)/python kernels/bench.py
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,4 +1,5 @@
 """Builds the package from settings.ini, the one place for name, version, requirements and entry points."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

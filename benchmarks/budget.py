@@ -1,6 +1,6 @@
 """What a step of each stage asks of a GPU: peak memory and arithmetic, computed from shapes alone, or measured.
 
-    python benchmarks/budget.py --out benchmarks/results/budget.json        # computed, on any machine
+    python benchmarks/budget.py --out runs/budget.json        # computed, on any machine
     python benchmarks/budget.py --measure --out kernels/results/budget.json # on a GPU: a few real steps
     python benchmarks/budget.py --recipe benchmarks/voc_subset/gpu.json     # of a recipe of benchmarks/voc_subset
 

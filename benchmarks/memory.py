@@ -1,6 +1,6 @@
 """Peak memory of maps from all blocks over the number of tokens: `dtd_maps` beside the plain procedure, as a table and a plot.
 
-    python benchmarks/memory.py --model deit_small_patch16_224 --out benchmarks/results/memory
+    python benchmarks/memory.py --model deit_small_patch16_224 --out runs/memory
 
 Each point is a process of its own: one image, one class, float32. What is counted is the largest resident memory above that before the call
 (on a GPU: the largest allocated). The record of the forward pass grows with the tokens; a map of heads x tokens x tokens would grow with their square.

@@ -1,7 +1,7 @@
 """How far float32 maps are from float64 ones: `dtd_maps` beside the plain procedure, on the same images and weights.
 
-    python benchmarks/precision.py --model vit_toy_patch8_96 --images 1024 --out benchmarks/results/precision_vit_toy_patch8_96.json
-    python benchmarks/precision.py --images 192 --start 0 11 --out benchmarks/results/precision_deit_small_patch16_224.json
+    python benchmarks/precision.py --model vit_toy_patch8_96 --images 1024 --out runs/precision_toy.json
+    python benchmarks/precision.py --images 192 --start 0 11 --out runs/precision_deit_small.json
 
 The distance is |a - b| / |b| (L2) of an image's final map, b in float64; median, 90% and 99% quantiles and worst over the images. Weights are random
 (of the toy ViT: trained), images are noise: the hard case, since relevance divides by signed numbers near zero. The worst of a few images is

@@ -1,6 +1,6 @@
 """Why does the last block alone not suffice on the embedded data set? Two measurements beside Table 3.
 
-    python benchmarks/shares.py --seeds 0 1 2 --out benchmarks/seeds/shares.json
+    python benchmarks/shares.py --seeds 0 1 2 --out runs/seeds/shares.json
 
 For each seed's classifier and every `--every`-th training picture: the share of relevance that takes the way through a block's attention where the block adds
 it to what was there (the rest passes by, on the residual), median over (picture, class) pairs; and, at the base rule's constant background of 0.40, the recall

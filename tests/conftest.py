@@ -14,7 +14,7 @@ if not torch.cuda.is_available():  # kernels are interpreted; Triton must know b
 
 @pytest.fixture(scope="session")
 def shared():
-    "The folder of reference vectors and real photographs beside the checkout; tests that need it are skipped without it."
+    "Reference vectors and real photographs beside the checkout; tests that need them are skipped without."
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("the reference folder ../shared is not beside this checkout")
@@ -31,7 +31,8 @@ def toy_root():
 
 @pytest.fixture
 def killed_at(monkeypatch):
-    "killed_at(owner, name, n): a block in which the n-th call of owner.name stops the run; it fails if that call never comes."
+    "killed_at(owner, name, n): a block that the n-th call of owner.name stops; it fails if that call never comes."
+
     class Killed(BaseException):  # as Ctrl-C: nothing may catch it
         pass
 

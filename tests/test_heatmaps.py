@@ -12,7 +12,7 @@ import wegformer.networks.toy
 from wegformer.classifier import create_classifier
 from wegformer.data import InputError
 from wegformer.heatmaps import METHODS, cam_maps, cnn_cam_maps, grad_cam_maps, raw_attention_maps, rollout_maps
-from wegformer.vit import attention_map
+from wegformer.vit import attention_matrix
 from wegformer.vit import run_blocks
 
 KINDS = {"plain": {}, "one block": {"depth": 1}, "qk-norm": {"qk_norm": True}, "LayerScale": {"init_values": 0.1},
@@ -58,11 +58,11 @@ def test_rollout_is_the_matrix_product(kind):
         for c in range(2): assert torch.allclose(maps[2 * i + c], product[0, 1:], rtol=1e-10)
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_map(kind):
+def test_attention_matrix(kind):
     model, images = random_vit(**KINDS[kind]), randn(2, 3, 32, 32)
     for i in range(2):
         for b, M in enumerate(caught_attention(model, images[i])):
-            with torch.no_grad(): maps = attention_map(model.blocks[b], run_blocks(model, images, b))
+            with torch.no_grad(): maps = attention_matrix(model.blocks[b], run_blocks(model, images, b))
             assert torch.allclose(maps[i], M)
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,12 +12,12 @@ from hypothesis import given, settings, strategies as st
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock
 
 import wegformer.all_blocks as all_blocks
-import wegformer.rules as rules
 from wegformer.data import InputError
-from wegformer.rules import add_rule, divide, dtd_maps_plain, linear_rule, matmul_rule, propagate, record_forward
-from wegformer.vit import check_vit
-from wegformer.relevance import dtd_maps
 from wegformer.last_block import pair_slots, value_products
+from wegformer.relevance import dtd_maps
+from wegformer.rules import (add_rule, divide, dtd_maps_plain, fork_rule, linear_rule, matmul_rule, propagate,
+                             record_forward)
+from wegformer.vit import check_vit
 
 OPTIONS = [{}, {"clamp": False}, {"gradient": False}, {"seed": "logit"},
            {"clamp": False, "gradient": False, "seed": "logit"}]
@@ -59,41 +59,28 @@ def golden(shared):
 def test_golden(golden, maps):
     model, x, pairs, z = golden
     np.testing.assert_allclose(model(x).detach().flatten(), z["logits"].flatten(), atol=1e-12)
-    assert distance(maps(model, x, pairs), z["last_block"]) < 5e-6
-    for k in range(4): assert distance(maps(model, x, pairs, k), z[f"attribution_start{k}"]) < 1e-5
-    assert distance(maps(model, x, pairs, 0, gradient=False), z["rollout_relevance"]) < 1e-5
+    assert distance(maps(model, x, pairs), z["last_block"]) < 1e-9
+    for k in range(4):
+        assert distance(maps(model, x, pairs, k), z[f"attribution_start{k}"]) < 1e-9
+    assert distance(maps(model, x, pairs, 0, gradient=False), z["rollout_relevance"]) < 1e-9
 
-def test_golden_to_the_last_digit(golden, monkeypatch):
-    "What is left is the published code's stabiliser in the fork and in the token pick; with it, agreement is complete."
+def test_golden_to_the_last_digit(golden):
+    "The plain procedure is the published one, stabilisers and all; only the order of additions differs."
     model, x, pairs, z = golden
-    plain_linear = linear_rule
-
-    def fork(x, R1, R2): return x * (divide(R1, x) + divide(R2, x))
-    def block_rule(block, t, R):
-        R_x1, R_m = add_rule(t.x1, t.m, R)
-        R_n2 = plain_linear(t.n2, block.mlp.fc1.weight, plain_linear(t.g, block.mlp.fc2.weight, R_m))
-        R_x, R_a = add_rule(t.x, t.a, fork(t.x1, R_x1, R_n2))
-        R_O = plain_linear(t.o, block.attn.proj.weight, R_a).unflatten(-1, (block.attn.num_heads, -1)).transpose(0, 1)
-        R_M, R_v = matmul_rule(t.M, t.v, R_O)
-        R_q, R_kT = matmul_rule(t.q, t.k.mT, R_M)
-        R_qkv = torch.stack([R_q, R_kT.mT, R_v]).permute(2, 0, 1, 3).flatten(1)
-        return fork(t.x, R_x, plain_linear(t.n1, block.attn.qkv.weight, R_qkv)), R_M
-    def head(x, W, R):  # in `propagate` the linear rule is the head's
-        R = plain_linear(x, W, R)
-        return x * divide(R, x)
-    monkeypatch.setattr(rules, "block_rule", block_rule)
-    monkeypatch.setattr(rules, "linear_rule", head)
-    for k in range(4): assert distance(dtd_maps_plain(model, x, pairs, k), z[f"attribution_start{k}"]) < 1e-10
-    assert distance(dtd_maps_plain(model, x, pairs, 0, gradient=False), z["rollout_relevance"]) < 1e-10
+    assert distance(dtd_maps_plain(model, x, pairs), z["last_block"]) < 1e-12
+    for k in range(4):
+        assert distance(dtd_maps_plain(model, x, pairs, k), z[f"attribution_start{k}"]) < 1e-12
+    assert distance(dtd_maps_plain(model, x, pairs, 0, gradient=False), z["rollout_relevance"]) < 1e-12
 
 def test_golden_class_token_rows(golden):
     model, x, pairs, z = golden
     for n, (i, c) in enumerate(pairs.tolist()):
         records, top, logits = record_forward(model, x[i])
         G = torch.autograd.grad(logits[c], records[-1].M)[0]
-        with torch.no_grad(): R = propagate(model, records, top, F.one_hot(torch.tensor(c), 5).double(), 3)[0][3]
+        with torch.no_grad():
+            R = propagate(model, records, top, F.one_hot(torch.tensor(c), 5).double(), 3)[0][3]
         assert (G[:, 1:] == 0).all() and (R[:, 1:] == 0).all()
-        assert distance(G[:, 0], z["last_grad_cls"][n]) < 1e-10 and distance(R[:, 0], z["last_rel_cls"][n]) < 1e-4
+        assert distance(G[:, 0], z["last_grad_cls"][n]) < 1e-10 and distance(R[:, 0], z["last_rel_cls"][n]) < 1e-12
 
 def test_float32_is_close(golden):
     model, x, pairs, z = golden
@@ -130,6 +117,14 @@ def test_add_rule(batch, n, d, seed):
         s_a, s_b = (R[i] * a[i] / (a[i] + b[i])).sum().abs(), (R[i] * b[i] / (a[i] + b[i])).sum().abs()
         assert torch.allclose(r_a[i].sum(), R[i].sum() * s_a / (s_a + s_b), rtol=1e-3, atol=1e-5)
         assert torch.allclose(r_a[i].sum() + r_b[i].sum(), R[i].sum(), rtol=1e-3, atol=1e-5)
+
+def test_fork_rule():
+    "The published stabiliser: all of it passes, but for what arrives where x = 0, which is lost."
+    x, R = randn(40, 7), randn(40, 7, seed=2)
+    assert torch.allclose(fork_rule(x, R), R, rtol=1e-5)
+    assert torch.allclose(fork_rule(x, R), x * (divide(R / 3, x) + divide(R * 2 / 3, x)), rtol=1e-12)
+    assert (fork_rule(torch.zeros_like(x), R) == 0).all()
+    assert fork_rule(torch.tensor(-1e-9, dtype=torch.float64), torch.tensor(1., dtype=torch.float64)).isfinite()
 
 def test_matmul_rule_and_divide():
     A, B, R = randn(2, 3, 4).abs() + 0.1, randn(2, 4, 5).abs() + 0.1, randn(2, 3, 5)
@@ -208,7 +203,7 @@ SWEEP = ["vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny_patch16_224.fb_
 
 @pytest.mark.parametrize("name", SWEEP)
 def test_sweep(name):
-    "Conservation, independence of the batch, agreement with the plain procedure; what is refused is refused with its reason."
+    "Conservation, independence of the batch, agreement with the plain procedure; refusals have their reason."
     torch.manual_seed(0)
     options = dict(depth=3, num_classes=3, embed_dim=24, num_heads=3, img_size=64, dynamic_img_size=True)
     if "rope" in name:
@@ -250,7 +245,8 @@ def test_float32_loses_no_more_than_the_plain_procedure(start_block):
     single = random_vit(depth=6, embed_dim=48, img_size=64, dtype=torch.float32)
     errors = [((f(single, images.float(), pairs, start_block).flatten(1) - exact).norm(dim=1) / exact.norm(dim=1)) for f in (dtd_maps, dtd_maps_plain)]
     fast, plain = ((e.median().item(), e.max().item()) for e in errors)
-    assert fast[0] < 2 * plain[0] and fast[1] < 4 * plain[1], (fast, plain)  # chance decides which of two roundings is luckier; a flaw would be orders off
+    # chance decides which of two roundings is luckier; a flaw would be orders off
+    assert fast[0] < 2 * plain[0] and fast[1] < 4 * plain[1], (fast, plain)
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers", "distilled", "qk-norm", "wide heads"])
@@ -448,7 +444,7 @@ def test_training_mode(options):
 
 
 def test_benchmark_runs(tmp_path, capsys):
-    "The benchmark prints its rows, and writes them only where asked; the rules as released give the plain procedure's maps."
+    "It prints its rows and writes them only where asked; the rules as released give the plain procedure's maps."
     benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "dtd.py"))
     main, model, images, pairs = benchmark["main"], random_vit(), randn(2, 3, 32, 32), torch.tensor([[0, 1], [1, 2]])
     assert torch.equal(benchmark["dtd_maps_released"](model, images, pairs, 0), dtd_maps_plain(model, images, pairs, 0))

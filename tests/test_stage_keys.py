@@ -1,6 +1,7 @@
 """The key of every stage of every row of every table, as it was when it was recorded: old caches stay valid.
 
 A key that changes is a decision: raise it knowingly, and record it anew with `python tests/test_stage_keys.py`."""
+
 import csv
 import json
 import os
@@ -12,23 +13,38 @@ import numpy as np
 import pytest
 
 RECORDED = Path(__file__).with_name("stage_keys.csv")
-NOTEBOOKS = sorted(p for folder in ("tables", "figures", "extras") for p in (Path(__file__).parents[1] / "nbs" / folder).glob("*.ipynb")
-                   if p.stem.startswith(("table", "figure", "ladder")))
-FIXED = {"classifier.precision": "no", "attention.precision": "no", "segmenter.precision": "no"}  # "auto" depends on the machine
+NOTEBOOKS = sorted(
+    p
+    for folder in ("tables", "figures", "extras")
+    for p in (Path(__file__).parents[1] / "nbs" / folder).glob("*.ipynb")
+    if p.stem.startswith(("table", "figure", "ladder"))
+)
+FIXED = {
+    "classifier.precision": "no",
+    "attention.precision": "no",
+    "segmenter.precision": "no",
+}  # "auto" depends on the machine
 
 
 def made_up_voc(root):
     "A VOC folder of which only names, sizes and labels matter, so that the keys are the same on every machine."
     ids = {"train": ["a1", "a2"], "val": ["b1"]}
     for i, name in enumerate(ids["train"] + ids["val"]):
-        for folder, end in (("JPEGImages", "jpg"), ("SegmentationClassAug", "png"), ("saliency/drs", "png"), ("saliency/nsrom", "png")):
+        for folder, end in (
+            ("JPEGImages", "jpg"),
+            ("SegmentationClassAug", "png"),
+            ("saliency/drs", "png"),
+            ("saliency/nsrom", "png"),
+        ):
             path = root / folder / f"{name}.{end}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x" * (10 + i + len(folder)))
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for split, names in {"train": ids["train"], "train_aug": ids["train"], "val": ids["val"]}.items():
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
-    np.save(root / "cls_labels.npy", {n: np.eye(20, dtype=np.float32)[i] for i, n in enumerate(ids["train"] + ids["val"])})
+    np.save(
+        root / "cls_labels.npy", {n: np.eye(20, dtype=np.float32)[i] for i, n in enumerate(ids["train"] + ids["val"])}
+    )
     (root / "w.bin").write_bytes(b"weights")
     return root
 
@@ -44,7 +60,14 @@ def rows_of(notebook, preset, root):
     def stop(self, rows):
         raise Rows(rows)
 
-    given = dict(preset=preset, voc_root=str(root), config=FIXED, coco_resnet=str(root / "w.bin"), coco_vgg=str(root / "w.bin"), rule={"fg_thr": 0.0})
+    given = dict(
+        preset=preset,
+        voc_root=str(root),
+        config=FIXED,
+        coco_resnet=str(root / "w.bin"),
+        coco_vgg=str(root / "w.bin"),
+        rule={"fg_thr": 0.0},
+    )
     names, run = {}, Experiment.run
     Experiment.run = stop
     try:
@@ -64,8 +87,12 @@ def keys_of(notebook, preset, root):
     "(row, stage, key) of every stage of every row that runs."
     from wegformer.experiment import _stages
 
-    return [(row.name, stage.name, stage.key) for row in rows_of(notebook, preset, root) if row.config is not None
-            for stage in {s.key: s for last in _stages(row, row.config, 0) for s in last.chain()}.values()]
+    return [
+        (row.name, stage.name, stage.key)
+        for row in rows_of(notebook, preset, root)
+        if row.config is not None
+        for stage in {s.key: s for last in _stages(row, row.config, 0) for s in last.chain()}.values()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +104,11 @@ def voc(tmp_path_factory):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_keys_are_as_recorded(notebook, preset, voc):
     with RECORDED.open() as handle:
-        recorded = {(r["row"], r["stage"], r["key"]) for r in csv.DictReader(handle) if (r["notebook"], r["preset"]) == (notebook.stem, preset)}
+        recorded = {
+            (r["row"], r["stage"], r["key"])
+            for r in csv.DictReader(handle)
+            if (r["notebook"], r["preset"]) == (notebook.stem, preset)
+        }
     assert recorded and set(keys_of(notebook, preset, voc)) == recorded
 
 
@@ -86,4 +117,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, RECORDED.open("w", newline="") as handle:
         writer, root = csv.writer(handle, lineterminator="\n"), made_up_voc(Path(folder))
         writer.writerow(("preset", "notebook", "row", "stage", "key"))
-        writer.writerows((preset, path.stem, *key) for preset in ("smoke", "toy", "voc") for path in NOTEBOOKS for key in keys_of(path, preset, root))
+        writer.writerows(
+            (preset, path.stem, *key)
+            for preset in ("smoke", "toy", "voc")
+            for path in NOTEBOOKS
+            for key in keys_of(path, preset, root)
+        )

@@ -12,7 +12,7 @@ from torch import nn
 
 from .data import InputError
 from .relevance import dtd_maps
-from .vit import (attention_map, check_inputs, check_pairs, head_layer, head_tokens, precise, precise_mode,
+from .vit import (attention_matrix, check_inputs, check_pairs, head_layer, head_tokens, precise, precise_mode,
                            run_blocks)
 
 # %% ../nbs/method/04_heatmaps.ipynb #ced4dbc0
@@ -84,7 +84,7 @@ def raw_attention_maps(
     h, w = check_inputs(model, images, pairs)
     with torch.inference_mode(False), torch.no_grad():
         x = run_blocks(model, images, len(model.blocks) - 1)
-        row = attention_map(model.blocks[-1], x)[:, :, :head_tokens(model)].mean((1, 2))  # (B, N)
+        row = attention_matrix(model.blocks[-1], x)[:, :, :head_tokens(model)].mean((1, 2))  # (B, N)
         return row[pairs[:, 0], model.num_prefix_tokens:].unflatten(-1, (h, w))
 
 # %% ../nbs/method/04_heatmaps.ipynb #64a3ba58
@@ -98,7 +98,7 @@ def rollout_maps(
     with torch.inference_mode(False), torch.no_grad():
         x, mixing = run_blocks(model, images, 0), []
         for block in model.blocks:
-            A = attention_map(block, x).mean(1)  # (B, N, N)
+            A = attention_matrix(block, x).mean(1)  # (B, N, N)
             A = 0.5 * A + 0.5 * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
             mixing.append(A / A.sum(-1, keepdim=True))
             x = block(x)

@@ -17,8 +17,8 @@ lies in OUT, and goes on where it was killed:
     ladder    classifier, maps, labels, networks: nbs/extras/ladder.ipynb, measured on val once
     seeds     with several --seeds: the full method with the chosen rule, and the trivial one, for each of them
     sweep     the label rule's values on the hold-out's maps: nbs/extras/sensitivity.ipynb
-    record    all results and small figures into a folder, without a path of this machine (only when asked for: --record
-              FOLDER)
+    record    all results and small figures into benchmarks/results/NAME, without a path of this machine (only when
+              asked for: --record NAME)
 
 Val photographs enter neither distillation nor training nor a choice. The configuration of a budget is BUDGET.json
 beside this file.
@@ -28,6 +28,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -54,6 +55,9 @@ from wegformer.reproduce import reproduce
 from wegformer.training import default_device
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import records
+
 CLASSES = ["cat", "chair", "cow", "dog", "horse", "person", "sheep", "sofa"]  # those with 10 or more val photographs
 HOLDOUT = 200  # training photographs
 
@@ -83,13 +87,14 @@ def keep(path: Path, **result) -> dict:
     return result
 
 
-def record(out: Path, models: Path, target: Path) -> None:
-    "Copy every result that is there, and its figures, made smaller."
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(out.glob("*.json")):
-        (target / path.name).write_text(
-            path.read_text().replace(str(models.resolve()), "MODELS").replace(str(out), "OUT").rstrip() + "\n"
-        )
+def record(out: Path, models: Path, name: str) -> None:
+    "Keep every result that is there (benchmarks/records.py), and its figures, made smaller."
+
+    def clean(text: str) -> str:
+        return text.replace(str(models.resolve()), "MODELS").replace(str(out), "OUT")
+
+    results = {path.stem: json.loads(clean(path.read_text())) for path in sorted(out.glob("*.json"))}
+    target = records.record(results, name)
     for path in sorted(out.glob("*_*.png")):
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((1000, 1000))
@@ -229,7 +234,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--only", nargs="+", default=["distil", "probe", "tune", "maps", "ladder", "seeds", "sweep"])
-    parser.add_argument("--record", type=Path, help="folder for the results that are to be kept")
+    parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     if default_device().type == "cpu":
         timm.layers.set_fused_attn(False)  # its backward pass is the slower one there
