@@ -6,6 +6,7 @@
 The picture is chosen by a rule, not by eye: the pictures of val with two classes are put in the order of the mean
 intersection over union (mIoU) that the trained network reaches on each, and the one at the quantile is drawn.
 """
+
 import argparse
 from functools import partial
 from pathlib import Path
