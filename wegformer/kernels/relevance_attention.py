@@ -31,6 +31,13 @@ def _channels_first(ptr, tokens, wide, D: tl.constexpr, BLOCK_D: tl.constexpr):
     at = channels.to(tl.int64)[:, None] * wide + tokens[None, :]
     return tl.load(ptr + at, mask=(channels < D)[:, None], other=0.0)
 
+@triton.jit
+def _store(ptr, value, first, tokens, n, stride_n, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    "Write a tile (tokens, BLOCK_D) from `first` on, channels adjacent."
+    channels = tl.arange(0, BLOCK_D)
+    at = first + tokens.to(tl.int64)[:, None] * stride_n + channels[None, :]
+    tl.store(ptr + at, value, mask=(tokens < n)[:, None] & (channels < D)[None, :])
+
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #15f6f919
 @triton.jit
 def _dot(a, b):
@@ -55,7 +62,7 @@ def _softmax_kernel(qT_ptr, kT_ptr, v_ptr, lse_ptr, O_ptr, h, n, N, n_wide, N_wi
     top = tl.full([BLOCK_M], -float("inf"), qT.dtype)
     total = tl.zeros([BLOCK_M], qT.dtype)
     if OUTPUT:
-        O = tl.zeros([BLOCK_M, BLOCK_D], qT.dtype)
+        MV = tl.zeros([BLOCK_M, BLOCK_D], qT.dtype)
     for start in range(0, N, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         kT = _channels_first(kT_ptr + bh * D * N_wide, keys, N_wide, D, BLOCK_D)
@@ -68,12 +75,10 @@ def _softmax_kernel(qT_ptr, kT_ptr, v_ptr, lse_ptr, O_ptr, h, n, N, n_wide, N_wi
         top = new_top
         if OUTPUT:
             v = _tokens_first(v_ptr + bh // h * v_b + bh % h * v_h, keys, N, v_n, v_d, D, BLOCK_D)
-            O = O * shrink[:, None] + _dot(tl.trans(M), v)
+            MV = MV * shrink[:, None] + _dot(tl.trans(M), v)
     tl.store(lse_ptr + bh * n + queries, top + tl.log2(total), mask=queries < n)
     if OUTPUT:
-        channels = tl.arange(0, BLOCK_D)
-        at = (bh * n + queries.to(tl.int64)[:, None]) * D + channels[None, :]
-        tl.store(O_ptr + at, O / total[:, None], mask=(queries < n)[:, None] & (channels < D)[None, :])
+        _store(O_ptr, MV / total[:, None], bh * n * D, queries, n, D, D, BLOCK_D)
 
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #5e851260
 def _channels_first_copy(
@@ -100,27 +105,40 @@ def _blocks(
 
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #2741ab16
 @triton.jit
+def _program(image_ptr, h, size, BLOCK: tl.constexpr):
+    "What this program has: its pair and head in one number, its pair, head and image, and its tokens."
+    tiles = tl.cdiv(size, BLOCK)
+    ph = (tl.program_id(0) // tiles).to(tl.int64)
+    pair, head = ph // h, ph % h
+    b = tl.load(image_ptr + pair)
+    return ph, pair, head, b, tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+
+@triton.jit
+def _delta(G_ptr, O_ptr, delta_ptr, pair, head, bh, ph, queries, n, G_p, G_h, G_n, G_d,
+           D: tl.constexpr, BLOCK_D: tl.constexpr):
+    "<G, O> of a tile of queries, also left for the next kernel."
+    G = _tokens_first(G_ptr + pair * G_p + head * G_h, queries, n, G_n, G_d, D, BLOCK_D)
+    read = _tokens_first(O_ptr + bh * n * D, queries, n, D, 1, D, BLOCK_D)
+    delta = tl.sum(G * read, 1)
+    tl.store(delta_ptr + ph * n + queries, delta, mask=queries < n)
+    return delta
+
+# %% ../../nbs/kernels/03_relevance_attention.ipynb #5d0c7e19
+@triton.jit
 def _query_kernel(qT_ptr, kT_ptr, vT_ptr, ST_ptr, GT_ptr, q_ptr, k_ptr, G_ptr, O_ptr, lse_ptr, delta_ptr, image_ptr,
                   Rq_ptr, Gq_ptr, h, n, N, n_wide, N_wide, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, G_p, G_h, G_n, G_d,
                   out_p, out_n, out_h, SCALE: tl.constexpr, D: tl.constexpr, GRADIENT: tl.constexpr,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     "Per pair, head and tile of queries: relevance and gradient of the queries, and delta = <G, O>."
-    tiles = tl.cdiv(n, BLOCK_M)
-    ph = (tl.program_id(0) // tiles).to(tl.int64)
-    pair, head = ph // h, ph % h
-    b = tl.load(image_ptr + pair)
+    ph, pair, head, b, queries = _program(image_ptr, h, n, BLOCK_M)
     bh = b * h + head
-    queries = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     qT = _channels_first(qT_ptr + bh * D * n_wide, queries, n_wide, D, BLOCK_D)
     ST = _channels_first(ST_ptr + ph * D * n_wide, queries, n_wide, D, BLOCK_D)
     lse = tl.load(lse_ptr + bh * n + queries, mask=queries < n, other=0.0)
     R_q = tl.zeros([BLOCK_M, BLOCK_D], qT.dtype)
     if GRADIENT:
         GT = _channels_first(GT_ptr + ph * D * n_wide, queries, n_wide, D, BLOCK_D)
-        G = _tokens_first(G_ptr + pair * G_p + head * G_h, queries, n, G_n, G_d, D, BLOCK_D)
-        O = _tokens_first(O_ptr + bh * n * D, queries, n, D, 1, D, BLOCK_D)
-        delta = tl.sum(G * O, 1)
-        tl.store(delta_ptr + ph * n + queries, delta, mask=queries < n)
+        delta = _delta(G_ptr, O_ptr, delta_ptr, pair, head, bh, ph, queries, n, G_p, G_h, G_n, G_d, D, BLOCK_D)
         G_q = tl.zeros([BLOCK_M, BLOCK_D], qT.dtype)
     for start in range(0, N, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
@@ -136,14 +154,50 @@ def _query_kernel(qT_ptr, kT_ptr, vT_ptr, ST_ptr, GT_ptr, q_ptr, k_ptr, G_ptr, O
             GV = _dot(tl.trans(vT), GT)
             G_q += _dot(tl.trans(M * (GV - delta[None, :])), k)
     q = _tokens_first(q_ptr + b * q_b + head * q_h, queries, n, q_n, q_d, D, BLOCK_D)
-    channels = tl.arange(0, BLOCK_D)
-    at = pair * out_p + head * out_h + queries.to(tl.int64)[:, None] * out_n + channels[None, :]
-    inside = (queries < n)[:, None] & (channels < D)[None, :]
-    tl.store(Rq_ptr + at, R_q * q * 0.25, mask=inside)
+    _store(Rq_ptr, R_q * q * 0.25, pair * out_p + head * out_h, queries, n, out_n, D, BLOCK_D)
     if GRADIENT:
-        tl.store(Gq_ptr + at, G_q * SCALE, mask=inside)
+        _store(Gq_ptr, G_q * SCALE, pair * out_p + head * out_h, queries, n, out_n, D, BLOCK_D)
 
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #d075283e
+@triton.jit
+def _key_tile(qT_ptr, ST_ptr, GT_ptr, lse_ptr, kT, vT, bh, ph, queries, n, n_wide, SCALE: tl.constexpr,
+              D: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_D: tl.constexpr):
+    "Some queries against the keys at hand: QK, M, twice R, and GV (BLOCK_M, BLOCK_N)."
+    qT = _channels_first(qT_ptr + bh * D * n_wide, queries, n_wide, D, BLOCK_D)
+    ST = _channels_first(ST_ptr + ph * D * n_wide, queries, n_wide, D, BLOCK_D)
+    lse = tl.load(lse_ptr + bh * n + queries, mask=queries < n, other=0.0)
+    product = _dot(tl.trans(qT), kT)
+    M = tl.exp2(product * (SCALE * LOG2E) - lse[:, None])
+    R = M * _dot(tl.trans(ST), vT)  # 2 R
+    GV = R
+    if GRADIENT:
+        GT = _channels_first(GT_ptr + ph * D * n_wide, queries, n_wide, D, BLOCK_D)
+        GV = _dot(tl.trans(GT), vT)
+    return product, M, R, GV
+
+@triton.jit
+def _row_part(R, GV, row, GRADIENT: tl.constexpr, CLAMP: tl.constexpr):
+    "The tile's part of row @ A, twice (BLOCK_N,)."
+    A = R
+    if GRADIENT:
+        A = GV * R
+    if CLAMP:
+        A = tl.maximum(A, 0.0)
+    return tl.sum(A * row[:, None], 0)
+
+@triton.jit
+def _finish_keys(k_ptr, v_ptr, Rk_ptr, Rv_ptr, Gk_ptr, Gv_ptr, R_k, R_v, G_k, G_v, out, keys, N, k_n, k_d, v_n, v_d,
+                 out_n, SCALE: tl.constexpr, D: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_D: tl.constexpr):
+    "The sums of keys and values, times what stands before them, to where they belong."
+    k = _tokens_first(k_ptr, keys, N, k_n, k_d, D, BLOCK_D)
+    v = _tokens_first(v_ptr, keys, N, v_n, v_d, D, BLOCK_D)
+    _store(Rk_ptr, R_k * k * 0.25, out, keys, N, out_n, D, BLOCK_D)
+    _store(Rv_ptr, R_v * v * 0.5, out, keys, N, out_n, D, BLOCK_D)
+    if GRADIENT:
+        _store(Gk_ptr, G_k * SCALE, out, keys, N, out_n, D, BLOCK_D)
+        _store(Gv_ptr, G_v, out, keys, N, out_n, D, BLOCK_D)
+
+# %% ../../nbs/kernels/03_relevance_attention.ipynb #8e1b40f6
 @triton.jit
 def _key_kernel(qT_ptr, kT_ptr, vT_ptr, ST_ptr, GT_ptr, q_ptr, k_ptr, v_ptr, S_ptr, G_ptr, row_ptr, lse_ptr, delta_ptr,
                 image_ptr, map_ptr, Rk_ptr, Rv_ptr, Gk_ptr, Gv_ptr, h, n, N, n_wide, N_wide,
@@ -152,38 +206,19 @@ def _key_kernel(qT_ptr, kT_ptr, vT_ptr, ST_ptr, GT_ptr, q_ptr, k_ptr, v_ptr, S_p
                 CLAMP: tl.constexpr, BELOW: tl.constexpr,
                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     "Per pair, head and tile of keys: row @ A, and below the relevance and the gradient of keys and values."
-    tiles = tl.cdiv(N, BLOCK_N)
-    ph = (tl.program_id(0) // tiles).to(tl.int64)
-    pair, head = ph // h, ph % h
-    b = tl.load(image_ptr + pair)
-    bh = b * h + head
-    keys = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    ph, pair, head, b, keys = _program(image_ptr, h, N, BLOCK_N)
+    bh, out = b * h + head, pair * out_p + head * out_h
     kT = _channels_first(kT_ptr + bh * D * N_wide, keys, N_wide, D, BLOCK_D)
     vT = _channels_first(vT_ptr + bh * D * N_wide, keys, N_wide, D, BLOCK_D)
     total = tl.zeros([BLOCK_N], kT.dtype)
-    if BELOW:
-        R_k = tl.zeros([BLOCK_N, BLOCK_D], kT.dtype)
-        R_v = tl.zeros([BLOCK_N, BLOCK_D], kT.dtype)
-        if GRADIENT:
-            G_k = tl.zeros([BLOCK_N, BLOCK_D], kT.dtype)
-            G_v = tl.zeros([BLOCK_N, BLOCK_D], kT.dtype)
+    zero = tl.zeros([BLOCK_N, BLOCK_D], kT.dtype)
+    R_k, R_v, G_k, G_v = zero, zero, zero, zero
     for start in range(0, n, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
-        qT = _channels_first(qT_ptr + bh * D * n_wide, queries, n_wide, D, BLOCK_D)
-        ST = _channels_first(ST_ptr + ph * D * n_wide, queries, n_wide, D, BLOCK_D)
-        lse = tl.load(lse_ptr + bh * n + queries, mask=queries < n, other=0.0)
         row = tl.load(row_ptr + pair * row_p + queries.to(tl.int64) * row_n, mask=queries < n, other=0.0)
-        product = _dot(tl.trans(qT), kT)  # (BLOCK_M, BLOCK_N)
-        M = tl.exp2(product * (SCALE * LOG2E) - lse[:, None])
-        R = M * _dot(tl.trans(ST), vT)  # 2 R
-        A = R
-        if GRADIENT:
-            GT = _channels_first(GT_ptr + ph * D * n_wide, queries, n_wide, D, BLOCK_D)
-            GV = _dot(tl.trans(GT), vT)
-            A = GV * R
-        if CLAMP:
-            A = tl.maximum(A, 0.0)
-        total += tl.sum(A * row[:, None], 0)
+        product, M, R, GV = _key_tile(qT_ptr, ST_ptr, GT_ptr, lse_ptr, kT, vT, bh, ph, queries, n, n_wide, SCALE, D,
+                                      GRADIENT, BLOCK_D)
+        total += _row_part(R, GV, row, GRADIENT, CLAMP)
         if BELOW:
             q = _tokens_first(q_ptr + b * q_b + head * q_h, queries, n, q_n, q_d, D, BLOCK_D)
             S = _tokens_first(S_ptr + pair * S_p + head * S_h, queries, n, S_n, S_d, D, BLOCK_D)
@@ -196,20 +231,12 @@ def _key_kernel(qT_ptr, kT_ptr, vT_ptr, ST_ptr, GT_ptr, q_ptr, k_ptr, v_ptr, S_p
             R_v += _dot(tl.trans(M), S)
     tl.store(map_ptr + ph * N + keys, total * 0.5, mask=keys < N)
     if BELOW:
-        channels = tl.arange(0, BLOCK_D)
-        at = pair * out_p + head * out_h + keys.to(tl.int64)[:, None] * out_n + channels[None, :]
-        inside = (keys < N)[:, None] & (channels < D)[None, :]
-        k = _tokens_first(k_ptr + b * k_b + head * k_h, keys, N, k_n, k_d, D, BLOCK_D)
-        v = _tokens_first(v_ptr + b * v_b + head * v_h, keys, N, v_n, v_d, D, BLOCK_D)
-        tl.store(Rk_ptr + at, R_k * k * 0.25, mask=inside)
-        tl.store(Rv_ptr + at, R_v * v * 0.5, mask=inside)
-        if GRADIENT:
-            tl.store(Gk_ptr + at, G_k * SCALE, mask=inside)
-            tl.store(Gv_ptr + at, G_v, mask=inside)
+        _finish_keys(k_ptr + b * k_b + head * k_h, v_ptr + b * v_b + head * v_h, Rk_ptr, Rv_ptr, Gk_ptr, Gv_ptr,
+                     R_k, R_v, G_k, G_v, out, keys, N, k_n, k_d, v_n, v_d, out_n, SCALE, D, GRADIENT, BLOCK_D)
 
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #c8f91e7e
-def _check(q, k, v, S, G, row, image, scale):
-    "InputError unless shapes, dtypes and devices fit together and Triton can run there."
+def _check_shapes(q, k, v, S, G, row, image):
+    "InputError unless all are tensors whose shapes and dtypes fit together."
     named = {"q": q, "k": k, "v": v, "S": S, "row": row} | ({} if G is None else {"G": G})
     for name, x in {**named, "image": image}.items():
         if not torch.is_tensor(x):
@@ -217,7 +244,8 @@ def _check(q, k, v, S, G, row, image, scale):
     if k.ndim != 4 or 0 in k.shape[1:]:
         raise InputError(f"k: expected (B, h, N, d), none of the last three 0, found {tuple(k.shape)}.")
     if q.ndim != 4 or not 1 <= q.shape[2] <= k.shape[2]:
-        raise InputError(f"q: expected (B, h, n, d) with n from 1 to the {k.shape[2]} tokens of k, found {tuple(q.shape)}.")
+        raise InputError(f"q: expected (B, h, n, d) with n from 1 to the {k.shape[2]} tokens of k, "
+                         f"found {tuple(q.shape)}.")
     (B, h, N, d), n, P = k.shape, q.shape[2], len(image) if image.ndim else 0
     expected = {"q": (B, h, n, d), "v": (B, h, N, d), "S": (P, h, n, d), "G": (P, h, n, d), "row": (P, n)}
     if image.shape != (P,) or image.dtype != torch.int64:
@@ -226,94 +254,111 @@ def _check(q, k, v, S, G, row, image, scale):
         if name != "k" and x.shape != expected[name]:
             raise InputError(f"{name}: expected {expected[name]} beside k {(B, h, N, d)}, found {tuple(x.shape)}.")
         if x.dtype not in (torch.float32, torch.float64) or x.dtype != k.dtype:
-            raise InputError(f"{name}: expected float32 or float64, the same for all, found {x.dtype} beside k {k.dtype}.")
-    for name, x in {**named, "image": image}.items():
+            raise InputError(f"{name}: expected float32 or float64, the same for all, found {x.dtype} beside "
+                             f"k {k.dtype}.")
+
+# %% ../../nbs/kernels/03_relevance_attention.ipynb #47f2a9d3
+def _check_values(q, k, v, S, G, row, image, scale):
+    "InputError unless all lie where Triton can run, and images and scale are in range."
+    named = {"q": q, "v": v, "S": S, "row": row, "image": image} | ({} if G is None else {"G": G})
+    for name, x in named.items():
         if x.device != k.device:
             raise InputError(f"{name}: expected on {k.device} like k, found {x.device}.")
     if not k.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise InputError(f"k: expected on a GPU (or TRITON_INTERPRET=1 set before triton is imported), found {k.device}.")
-    low, high = (int(x) for x in image.aminmax()) if P else (0, 0)
-    if P and not 0 <= low <= high < B:
-        raise InputError(f"image: expected indices from 0 to {B - 1}, found {low} to {high}.")
+        raise InputError("k: expected on a GPU (or TRITON_INTERPRET=1 set before triton is imported), "
+                         f"found {k.device}.")
+    low, high = (int(x) for x in image.aminmax()) if len(image) else (0, 0)
+    if len(image) and not 0 <= low <= high < len(k):
+        raise InputError(f"image: expected indices from 0 to {len(k) - 1}, found {low} to {high}.")
     if not 0 < scale < float("inf"):
         raise InputError(f"scale: expected a positive number, found {scale}.")
 
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #7cb2281d
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of queries (P, h, n, d), keys and values (P, h, N, d)
 
+def _parts(k, P, n) -> Parts:
+    "Room for what is found out about queries, keys and values: views of one array, token by token."
+    _, h, N, d = k.shape
+    joined = k.new_empty(P, N, 3, h, d)
+    joined[:, n:, 0] = 0  # queries that do not exist
+    return tuple(joined[:, :size, i].transpose(1, 2) for i, size in enumerate((n, N, N)))
+
+def _launch(q, k, v, S, G, row, image, scale, below, clamp, head_rows, relevance, gradient):
+    "The three kernels, into head_rows (P, h, N) and, where there are any, the parts of relevance and gradient."
+    (B, h, N, d), n, P = k.shape, q.shape[2], len(image)
+    stay, step, wide, warps = _blocks(d, k.dtype)
+    qT, kT, vT, ST, GT = (None if x is None else _channels_first_copy(x, stay) for x in (q, k, v, S, G))
+    lse, delta = k.new_empty(B, h, n), k.new_empty(P, h, n)
+    read = k.new_empty(B, h, n, d) if gradient else None
+    (Rq, Rk, Rv), (Gq, Gk, Gv) = relevance or (None,) * 3, gradient or (None,) * 3
+    sizes = h, n, N, qT.shape[-1], kT.shape[-1]
+    options = dict(SCALE=float(scale), D=d, BLOCK_D=wide, num_warps=warps, num_stages=1)
+    G_strides = (0,) * 4 if G is None else G.stride()
+    out_strides = (N * 3 * h * d, 3 * h * d, d) if below else (0,) * 3
+    with torch.cuda.device_of(k):
+        _softmax_kernel[(triton.cdiv(n, stay) * B * h,)](
+            qT, kT, v, lse, read, *sizes, *v.stride(), OUTPUT=bool(gradient), BLOCK_M=stay, BLOCK_N=step, **options)
+        if below:
+            _query_kernel[(triton.cdiv(n, stay) * P * h,)](
+                qT, kT, vT, ST, GT, q, k, G, read, lse, delta, image, Rq, Gq, *sizes, *q.stride(), *k.stride(),
+                *G_strides, *out_strides, GRADIENT=G is not None, BLOCK_M=stay, BLOCK_N=step, **options)
+        _key_kernel[(triton.cdiv(N, stay) * P * h,)](
+            qT, kT, vT, ST, GT, q, k, v, S, G, row, lse, delta, image, head_rows, Rk, Rv, Gk, Gv, *sizes,
+            *q.stride(), *k.stride(), *v.stride(), *S.stride(), *G_strides, *row.stride(), *out_strides,
+            GRADIENT=G is not None, CLAMP=clamp, BELOW=below, BLOCK_M=step, BLOCK_N=stay, **options)
+
+# %% ../../nbs/kernels/03_relevance_attention.ipynb #b6d19c58
 def relevance_attention(
     q: torch.Tensor,  # (B, h, n, d) queries as they enter the product, n = N, or less: only the first n tokens count
     k: torch.Tensor,  # (B, h, N, d) keys, any strides
     v: torch.Tensor,  # (B, h, N, d) values
     S: torch.Tensor,  # (P, h, n, d) relevance of the attention's output over that output
     G: torch.Tensor | None,  # (P, h, n, d) gradient with respect to that output; None: relevance alone
-    row: torch.Tensor,  # (P, n) row of the class token in the product of the maps above
+    row: torch.Tensor,  # (P, n) row of the class token in the product of the matrices above
     image: torch.Tensor,  # (P,) int64, image of each pair
     scale: float,  # of the scores in the softmax
+    *,
     below: bool = True,  # False: the new row alone
     clamp: bool = True,  # negative products to 0 before the mean over heads
 ) -> tuple[torch.Tensor, Parts | None, Parts | None]:  # new row (P, N); relevance; gradient (None without G or below)
-    "One attention block of the walk back, with memory linear in tokens; the same bits in every run. InputError names what does not fit."
-    _check(q, k, v, S, G, row, image, scale)
-    (B, h, N, d), n, P, gradient = k.shape, q.shape[2], len(image), G is not None
-    stay, step, wide, warps = _blocks(d, k.dtype)
+    "One attention block of the walk back, memory linear in tokens, the same bits in every run; InputError if unfit."
+    _check_shapes(q, k, v, S, G, row, image)
+    _check_values(q, k, v, S, G, row, image, scale)
+    (_, h, N, d), n, P = k.shape, q.shape[2], len(image)
+    _blocks(d, k.dtype)  # refuses heads that are too wide, also where there are no pairs
     head_rows = k.new_empty(P, h, N)
-    relevance, grads = (k.new_empty(P, N, 3, h, d) if wanted else None for wanted in (below, below and gradient))
-    split = lambda x: None if x is None else tuple(x[:, :size, i].transpose(1, 2) for i, size in enumerate((n, N, N)))
-    R, Gs = split(relevance), split(grads)
-    for x in (relevance, grads):
-        if x is not None: x[:, n:, 0] = 0
+    relevance, gradient = (_parts(k, P, n) if wanted else None for wanted in (below, below and G is not None))
     if P:
-        qT, kT, vT, ST, GT = (None if x is None else _channels_first_copy(x, stay) for x in (q, k, v, S, G))
-        lse, delta, O = k.new_empty(B, h, n), k.new_empty(P, h, n), k.new_empty(B, h, n, d) if below and gradient else None
-        sizes = h, n, N, qT.shape[-1], kT.shape[-1]
-        options = dict(SCALE=float(scale), D=d, BLOCK_D=wide, num_warps=warps, num_stages=1)
-        G_strides = G.stride() if gradient else (0,) * 4
-        out_strides = relevance.stride()[:2] + (d,) if below else (0,) * 3
-        Rq, Rk, Rv = R or (None,) * 3
-        Gq, Gk, Gv = Gs or (None,) * 3
-        query_tiles, key_tiles = triton.cdiv(n, stay), triton.cdiv(N, stay)
-        with torch.cuda.device_of(k):
-            _softmax_kernel[(query_tiles * B * h,)](
-                qT, kT, v, lse, O, *sizes, *v.stride(), OUTPUT=O is not None, BLOCK_M=stay, BLOCK_N=step, **options)
-            if below:
-                _query_kernel[(query_tiles * P * h,)](
-                    qT, kT, vT, ST, GT, q, k, G, O, lse, delta, image, Rq, Gq, *sizes, *q.stride(), *k.stride(), *G_strides,
-                    *out_strides, GRADIENT=gradient, BLOCK_M=stay, BLOCK_N=step, **options)
-            _key_kernel[(key_tiles * P * h,)](
-                qT, kT, vT, ST, GT, q, k, v, S, G, row, lse, delta, image, head_rows, Rk, Rv, Gk, Gv, *sizes,
-                *q.stride(), *k.stride(), *v.stride(), *S.stride(), *G_strides, *row.stride(), *out_strides,
-                GRADIENT=gradient, CLAMP=clamp, BELOW=below, BLOCK_M=step, BLOCK_N=stay, **options)
+        _launch(q, k, v, S, G, row, image, scale, below, clamp, head_rows, relevance, gradient)
     new_row = head_rows.mean(1)  # (P, N)
     new_row[:, :n] += row
-    return new_row, R, Gs
+    return new_row, relevance, gradient
 
 # %% ../../nbs/kernels/03_relevance_attention.ipynb #57ece98a
+def _variant(kernel, d, name, blocks, **switches) -> dict:
+    "One compiled form of a kernel for heads of d channels; what its switches leave out is no argument."
+    absent = [] if switches.get("GRADIENT", True) else ["GT_ptr", "G_ptr", "O_ptr", "Gq_ptr", "Gk_ptr", "Gv_ptr"]
+    absent += [] if switches.get("BELOW", True) else ["Rk_ptr", "Rv_ptr", "Gk_ptr", "Gv_ptr"]
+    fixed = dict.fromkeys(absent) | dict.fromkeys(("q_d", "k_d", "v_d", "S_d", "G_d", "row_n"), 1)  # adjacent channels
+    fixed |= dict(SCALE=d ** -0.5, D=d, BLOCK_D=_blocks(d, torch.float32)[2], **blocks, **switches)
+    kinds = {x: "constexpr" if x in fixed else "*i64" if x == "image_ptr" else "*fp32" if x.endswith("_ptr") else "i32"
+             for x in kernel.arg_names}
+    return dict(name=f"{name}, d {d}", kernel=kernel, signature=kinds,
+                constexprs={x: fixed[x] for x in kinds if x in fixed},
+                aligned=[x for x, kind in kinds.items() if kind == "i32" and x not in ("h", "n", "N", "row_p")],
+                num_warps=_blocks(d, torch.float32)[3], num_stages=1)
+
 def aot() -> list[dict]:
     "The variants that real use compiles."
     variants = []
-
-    def add(kernel, d, variant, blocks, **switches):
-        absent = [] if switches.get("GRADIENT", True) else ["GT_ptr", "G_ptr", "O_ptr", "Gq_ptr", "Gk_ptr", "Gv_ptr"]
-        absent += [] if switches.get("BELOW", True) else ["Rk_ptr", "Rv_ptr", "Gk_ptr", "Gv_ptr"]
-        fixed = dict.fromkeys(absent) | dict.fromkeys(("q_d", "k_d", "v_d", "S_d", "G_d", "row_n"), 1)  # adjacent channels
-        fixed |= dict(SCALE=d ** -0.5, D=d, BLOCK_D=_blocks(d, torch.float32)[2], **blocks, **switches)
-        kinds = {x: "constexpr" if x in fixed else "*i64" if x == "image_ptr" else "*fp32" if x.endswith("_ptr") else "i32"
-                 for x in kernel.arg_names}
-        variants.append(dict(
-            name=f"{variant}, d {d}", kernel=kernel, signature=kinds,
-            constexprs={x: fixed[x] for x in kinds if x in fixed},
-            aligned=[x for x, kind in kinds.items() if kind == "i32" and x not in ("h", "n", "N", "row_p")],
-            num_warps=_blocks(d, torch.float32)[3], num_stages=1))
-
     for d in (64, 80):
         stay, step, _, _ = _blocks(d, torch.float32)
         by_query, by_key = dict(BLOCK_M=stay, BLOCK_N=step), dict(BLOCK_M=step, BLOCK_N=stay)
-        add(_softmax_kernel, d, "softmax", by_query, OUTPUT=True)
-        add(_query_kernel, d, "query", by_query, GRADIENT=True)
-        add(_key_kernel, d, "key", by_key, GRADIENT=True, CLAMP=True, BELOW=True)
+        variants += [_variant(_softmax_kernel, d, "softmax", by_query, OUTPUT=True),
+                     _variant(_query_kernel, d, "query", by_query, GRADIENT=True),
+                     _variant(_key_kernel, d, "key", by_key, GRADIENT=True, CLAMP=True, BELOW=True)]
         if d == 64:
-            add(_query_kernel, d, "query, no gradient", by_query, GRADIENT=False)
-            add(_key_kernel, d, "key, no gradient", by_key, GRADIENT=False, CLAMP=True, BELOW=True)
-            add(_key_kernel, d, "key, last step", by_key, GRADIENT=True, CLAMP=True, BELOW=False)
+            variants += [_variant(_query_kernel, d, "query, no gradient", by_query, GRADIENT=False),
+                         _variant(_key_kernel, d, "key, no gradient", by_key, GRADIENT=False, CLAMP=True, BELOW=True),
+                         _variant(_key_kernel, d, "key, last step", by_key, GRADIENT=True, CLAMP=True, BELOW=False)]
     return variants
