@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = """data check networks.toy networks.resnet38 toydrawings toyvoc figures training classifier vit kernels.launch rules
-    last_block all_blocks relevance heatmaps attention soft_erase pseudo_labels crf deeplab segmentation evaluation
+    last_block attention_rule all_blocks relevance heatmaps attention soft_erase pseudo_labels crf deeplab segmentation evaluation
     config stages pretraining pipeline experiment reproduce records report export
     extras.saliency extras.distillation extras.initial_weights cli""".split()
 MODULES = {
