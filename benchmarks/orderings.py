@@ -1,10 +1,12 @@
 """Which of the paper's orderings hold on the embedded data set, over several seeds?
 
-    python benchmarks/orderings.py --out runs/seeds --seeds 0 1 2     # runs what is missing (hours on two cores; a killed run goes on), then judges
+    python benchmarks/orderings.py --out runs/seeds --seeds 0 1 2     # runs what is missing, then judges
     python benchmarks/orderings.py --out runs/seeds --judge           # judges the results that are there
 
-An ordering holds when it does in every seed, fails when it does in none, and is open in between. The judgement is written to OUT/orderings.json.
+The runs take hours on two cores; one that was killed goes on. An ordering holds when it does in every seed, fails when
+it does in none, and is open in between. The judgement is written to OUT/orderings.json.
 """
+
 import argparse
 import json
 import statistics
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from wegformer.cli import main as wegformer
 
-# the paper's claim; the notebook; the row that should be above; the row that should be below; the paper's difference in mIoU
+# the paper's claim; notebook; the row that should be above; the one below; the paper's difference in mIoU
 CLAIMS = [
     ("soft erase adds", "table2", "+ soft erase", "base", 0.5),
     ("saliency adds (better maps)", "table2", "+ Sal (DRS)", "+ soft erase", 10.2),
@@ -21,34 +23,61 @@ CLAIMS = [
     ("EPOM adds (better maps)", "table2", "+ Sal (DRS) + EPOM*", "+ Sal (DRS)", 0.7),
     ("EPOM adds (worse maps)", "table2", "+ Sal (NSROM) + EPOM*", "+ Sal (NSROM)", 0.9),
     ("the method beats the trivial one", "table2", "+ Sal (DRS) + EPOM*", "saliency + first label (trivial)", None),
-    ("one round is enough: a second adds nothing", "table2", "+ Sal (DRS) + EPOM*", "+ Sal (DRS) + EPOM*, 2 rounds", None),
+    (
+        "one round is enough: a second adds nothing",
+        "table2",
+        "+ Sal (DRS) + EPOM*",
+        "+ Sal (DRS) + EPOM*, 2 rounds",
+        None,
+    ),
     ("no least score (step 2) beats one of 0.3", "ladder", "+ Sal + EPOM*, fg_thr = 0.0", "+ Sal + EPOM*", None),
     ("EPOM loses nothing to POM", "table2", "+ Sal (DRS) + EPOM*", "+ Sal (DRS) + POM", None),
-    *((f"the last block suffices: above blocks {b}-11", "table3", "block 11", f"blocks {b}-11", d) for b, d in ((0, 1.3), (3, 1.1), (5, 1.3), (7, 0.7), (9, 0.5))),
+    *(
+        (f"the last block suffices: above blocks {b}-11", "table3", "block 11", f"blocks {b}-11", d)
+        for b, d in ((0, 1.3), (3, 1.1), (5, 1.3), (7, 0.7), (9, 0.5))
+    ),
     ("V3+ over V2", "table4", "DeepLab-V3+", "DeepLab-V2", 1.3),
     ("V3+ over V3", "table4", "DeepLab-V3+", "DeepLab-V3", 1.2),
     ("DTD beats CAM", "figure4", "DTD", "CAM", 24.3),
     ("DTD beats rollout", "figure4", "DTD", "rollout", 22.6),
 ]
 PARAMETERS = {"ladder": ['methods=["dtd"]', 'rule={"fg_thr": 0.0}']}  # of a notebook, where the defaults would not do
-MAPS = [("DTD beats CAM, bare maps", "figure4", "DTD", "CAM", 24.3), ("DTD beats rollout, bare maps", "figure4", "DTD", "rollout", 22.6)]  # the paper does not say what it measured
+MAPS = [
+    ("DTD beats CAM, bare maps", "figure4", "DTD", "CAM", 24.3),
+    ("DTD beats rollout, bare maps", "figure4", "DTD", "rollout", 22.6),
+]  # the paper does not say what it measured
 
 
 def per_seed(out: Path, table: str, stage: str) -> dict[str, dict[int, float]]:
-    "mIoU of each finished row, by seed: of its network on val, or of its bare maps on train at the background that suits them best."
+    "mIoU of each finished row, by seed: of its network on val, or of its bare maps on train at their best background."
     rows = json.loads((out / f"{table}.json").read_text())["rows"]
     return {r["name"]: {s: m[stage]["miou"] for s, m in zip(r["seeds"], r["metrics"]) if stage in m} for r in rows}
 
 
 def judge(out: Path) -> list[dict]:
     results = []
-    for stage, (claim, table, above, below, paper) in [("evaluation", c) for c in CLAIMS] + [("heatmap", c) for c in MAPS]:
+    for stage, (claim, table, above, below, paper) in [("evaluation", c) for c in CLAIMS] + [
+        ("heatmap", c) for c in MAPS
+    ]:
         rows = per_seed(out, table, stage) if (out / f"{table}.json").is_file() else {}
         seeds = sorted(rows.get(above, {}).keys() & rows.get(below, {}).keys())
         gaps = [rows[above][s] - rows[below][s] for s in seeds]
         verdict = "not run" if not gaps else "held" if min(gaps) > 0 else "not held" if max(gaps) <= 0 else "open"
-        results.append(dict(claim=claim, table=table, measured="network, val" if stage == "evaluation" else "bare maps, train", above=above, below=below, seeds=seeds, gaps=gaps, mean=statistics.mean(gaps) if gaps else None,
-                            std=statistics.stdev(gaps) if len(gaps) > 1 else None, paper=paper, verdict=verdict))
+        results.append(
+            dict(
+                claim=claim,
+                table=table,
+                measured="network, val" if stage == "evaluation" else "bare maps, train",
+                above=above,
+                below=below,
+                seeds=seeds,
+                gaps=gaps,
+                mean=statistics.mean(gaps) if gaps else None,
+                std=statistics.stdev(gaps) if len(gaps) > 1 else None,
+                paper=paper,
+                verdict=verdict,
+            )
+        )
     return results
 
 
@@ -61,8 +90,19 @@ def main() -> int:
     args = parser.parse_args()
     status = 0
     for table in () if args.judge else dict.fromkeys(table for _, table, *_ in CLAIMS):
-        status |= wegformer(["reproduce", table, "--preset", args.preset, "--seeds", *map(str, args.seeds), "--out", str(args.out),
-                             *(["--parameters", *PARAMETERS[table]] if table in PARAMETERS else [])])
+        status |= wegformer(
+            [
+                "reproduce",
+                table,
+                "--preset",
+                args.preset,
+                "--seeds",
+                *map(str, args.seeds),
+                "--out",
+                str(args.out),
+                *(["--parameters", *PARAMETERS[table]] if table in PARAMETERS else []),
+            ]
+        )
     results = judge(args.out)
     (args.out / "orderings.json").write_text(json.dumps(results, indent=1))
     for r in results:

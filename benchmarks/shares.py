@@ -1,10 +1,11 @@
 """Why does the last block alone not suffice on the embedded data set? Two measurements beside Table 3.
 
-    python benchmarks/shares.py --seeds 0 1 2 --out benchmarks/seeds/shares.json
+    python benchmarks/shares.py --seeds 0 1 2 --out runs/seeds/shares.json
 
-For each seed's classifier and every `--every`-th training picture: the share of relevance that takes the way through a block's attention where the block adds
-it to what was there (the rest passes by, on the residual), median over (picture, class) pairs; and, at the base rule's constant background of 0.40, the recall
-and precision of the maps of the last block and of all blocks, over the pixels of all objects. Stages that are missing are made.
+For each seed's classifier and every `--every`-th training picture: the share of relevance that takes the way through a
+block's attention where the block adds it to what was there (the rest passes by, on the residual), median over (picture,
+class) pairs; and, at the base rule's constant background of 0.40, the recall and precision of the maps of the last
+block and of all blocks, over the pixels of all objects. Stages that are missing are made.
 """
 import argparse
 import json
@@ -23,8 +24,12 @@ from wegformer.stages import device_name, run, versions
 from wegformer.config import override, preset
 
 
-def attention_shares(model: torch.nn.Module, images: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:  # (P, blocks), images (1, 3, H, W)
-    "Share of each block's relevance that goes into its attention, from the sums that the add rule makes on the way down."
+def attention_shares(
+    model: torch.nn.Module,  # timm ViT
+    images: torch.Tensor,  # (1, 3, H, W)
+    pairs: torch.Tensor,  # (P, 2) int64
+) -> torch.Tensor:  # (P, blocks)
+    "Share of each block's relevance that goes into its attention, from the sums that the add rule makes."
     heard, original = [], all_blocks.shared_add_rule
 
     def listen(a, b, y, R):
@@ -38,7 +43,7 @@ def attention_shares(model: torch.nn.Module, images: torch.Tensor, pairs: torch.
         dtd_maps(model, images, pairs, start_block=0)
     finally:
         all_blocks.shared_add_rule = original
-    return torch.stack(heard[1::2][::-1], -1)[0]  # each block adds its MLP, then its attention; from the last block down
+    return torch.stack(heard[1::2][::-1], -1)[0]  # each block adds its MLP, then its attention; from the last down
 
 
 def main() -> None:
@@ -65,14 +70,17 @@ def main() -> None:
             own = mask == ids[:, None, None]
             hit, marked, true = hit + (on & own).sum((1, 2, 3)), marked + on.sum((1, 2, 3)), true + int(own.sum())
         median = (100 * torch.cat(shares)).median(0).values.tolist()
+        names = ("all blocks", "last block")
         row = dict(seed=seed, attention_share=median, pictures=len(range(0, len(train), args.every)),
-                   recall=dict(zip(("all blocks", "last block"), (100 * hit / true).tolist())), precision=dict(zip(("all blocks", "last block"), (100 * hit / marked).tolist())))
+                   recall=dict(zip(names, (100 * hit / true).tolist())),
+                   precision=dict(zip(names, (100 * hit / marked).tolist())))
         results.append(row)
         print(f"seed {seed}: into attention, blocks 0 to {last}, %: {' '.join(f'{v:.0f}' for v in median)}")
-        for name in ("all blocks", "last block"):
+        for name in names:
             print(f"  {name} at 0.40: recall {row['recall'][name]:.1f}, precision {row['precision'][name]:.1f}")
     if args.out:
-        args.out.write_text(json.dumps(dict(rows=results, preset=args.preset, versions=versions(), device=device_name()), indent=1))
+        record = dict(rows=results, preset=args.preset, versions=versions(), device=device_name())
+        args.out.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

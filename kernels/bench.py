@@ -19,10 +19,10 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import torch
 
@@ -74,16 +74,18 @@ def head_mean(device, how):
     def reference(G, R):  # `class_attention` for all pairs at once
         return torch.eye(R.shape[-1], dtype=R.dtype, device=R.device) + (G * R).clamp(min=0).mean(1)
 
-    for size, P, h, N, dtype in sizes:
-        def build():
-            G, R = (normal(device, P, h, N, N, dtype=dtype, seed=seed) for seed in (0, 1))
+    def build(P, h, N, dtype):
+        G, R = (normal(device, P, h, N, N, dtype=dtype, seed=seed) for seed in (0, 1))
 
-            def check(A):
-                if not A.isfinite().all(): return float("inf"), 1e-5
-                exact = (reference(G[p:p + 1].double(), R[p:p + 1].double())[0] for p in range(P))
-                return max(float((A[p] - one).abs().max()) for p, one in enumerate(exact)), 1e-5
-            return Case(kernel, reference, (G, R), check, bytes=nbytes(G, R) + 4 * P * N * N)
-        yield size, build
+        def check(A):
+            if not A.isfinite().all():
+                return float("inf"), 1e-5
+            exact = (reference(G[p:p + 1].double(), R[p:p + 1].double())[0] for p in range(P))
+            return max(float((A[p] - one).abs().max()) for p, one in enumerate(exact)), 1e-5
+        return Case(kernel, reference, (G, R), check, bytes=nbytes(G, R) + 4 * P * N * N)
+
+    for size, *setting in sizes:
+        yield size, partial(build, *setting)
 
 
 def cls_relevance(device, how):
@@ -104,24 +106,26 @@ def cls_relevance(device, how):
         product = value_products(torch.stack([S, G], 1), V.to(S.dtype), image)
         return (M[image] * product[:, 0] / 2 * product[:, 1]).clamp(min=0).mean(1)
 
-    for size, B, h, N, C, dtype in sizes:
-        def build():
-            V = normal(device, B, N, 2, h, d, dtype=dtype).permute(2, 0, 3, 1, 4)[1]  # (B, h, N, d)
-            M = normal(device, B, h, N, seed=1).softmax(-1)
-            S, G = (normal(device, B * C, h, d, seed=seed) for seed in (2, 3))
-            image = torch.arange(B * C, device=device) % B  # not sorted
+    def build(B, h, N, C, dtype):
+        V = normal(device, B, N, 2, h, d, dtype=dtype).permute(2, 0, 3, 1, 4)[1]  # (B, h, N, d)
+        M = normal(device, B, h, N, seed=1).softmax(-1)
+        S, G = (normal(device, B * C, h, d, seed=seed) for seed in (2, 3))
+        image = torch.arange(B * C, device=device) % B  # not sorted
 
-            def check(A):
-                if not A.isfinite().all(): return float("inf"), 1e-5
-                error = 0.0
-                for b in range(min(B, 4)):  # float64 copies of all images would not fit
-                    mine, one = (image == b).nonzero()[:, 0], slice(b, b + 1)
-                    exact = reference(*(t.double() for t in (V[one], M[one], S[mine], G[mine])), image[mine] * 0)
-                    error = max(error, distance(A[mine], exact))
-                return error, 1e-5
-            return Case(kernel, reference, (V, M, S, G, image), check,
-                        bytes=nbytes(V, M, S, G, image) + 4 * B * C * N)
-        yield size, build
+        def check(A):
+            if not A.isfinite().all():
+                return float("inf"), 1e-5
+            error = 0.0
+            for b in range(min(B, 4)):  # float64 copies of all images would not fit
+                mine, one = (image == b).nonzero()[:, 0], slice(b, b + 1)
+                exact = reference(*(t.double() for t in (V[one], M[one], S[mine], G[mine])), image[mine] * 0)
+                error = max(error, distance(A[mine], exact))
+            return error, 1e-5
+        return Case(kernel, reference, (V, M, S, G, image), check,
+                    bytes=nbytes(V, M, S, G, image) + 4 * B * C * N)
+
+    for size, *setting in sizes:
+        yield size, partial(build, *setting)
 
 
 def relevance_attention(device, how):
@@ -147,29 +151,30 @@ def relevance_attention(device, how):
     def parts(result):
         return [result[0], *result[1], *result[2]]
 
-    for size, B, h, N, C in sizes:
-        def build():
-            q, k, v = normal(device, B, N, 3, h, d).permute(2, 0, 3, 1, 4)
-            S, G = (normal(device, B * C, h, N, d, seed=seed) for seed in (1, 2))
-            row, image = normal(device, B * C, N, seed=3).abs(), torch.arange(B * C, device=device) % B
+    def build(B, h, N, C):
+        q, k, v = normal(device, B, N, 3, h, d).permute(2, 0, 3, 1, 4)
+        S, G = (normal(device, B * C, h, N, d, seed=seed) for seed in (1, 2))
+        row, image = normal(device, B * C, N, seed=3).abs(), torch.arange(B * C, device=device) % B
 
-            def check(result):
-                "Pair by pair. Both forms round, much where q.k is near 0: 5 times the other's error is allowed."
-                worst = (0.0, 1.0)
-                for p in range(min(B * C, 2)):
-                    one = *(t[p % B:p % B + 1] for t in (q, k, v)), *(t[p:p + 1] for t in (S, G, row))
-                    zero = image[:1] * 0
-                    plain = reference(*one, zero, d ** -0.5)
-                    exact = reference(*(t.double() for t in one), zero, d ** -0.5)
-                    for ours, theirs, true in zip(parts(result), parts(plain), parts(exact)):
-                        found = distance(ours[p:p + 1], true), 5 * distance(theirs, true) + 2e-6
-                        worst = max(worst, found, key=lambda x: x[0] / x[1])
-                return worst
-            dots = 12 * B * C + 2 * B  # of the size of q @ k.mT: see the notebook
-            return Case(kernel, reference, (q, k, v, S, G, row, image, d ** -0.5), check,
-                        bytes=nbytes(q, k, v, S, G, row) + 6 * C * nbytes(q) + 4 * B * C * N,
-                        operations=2 * dots * h * N * N * d)
-        yield size, build
+        def check(result):
+            "Pair by pair. Both forms round, much where q.k is near 0: 5 times the other's error is allowed."
+            worst = (0.0, 1.0)
+            for p in range(min(B * C, 2)):
+                one = *(t[p % B:p % B + 1] for t in (q, k, v)), *(t[p:p + 1] for t in (S, G, row))
+                zero = image[:1] * 0
+                plain = reference(*one, zero, d ** -0.5)
+                exact = reference(*(t.double() for t in one), zero, d ** -0.5)
+                for ours, theirs, true in zip(parts(result), parts(plain), parts(exact)):
+                    found = distance(ours[p:p + 1], true), 5 * distance(theirs, true) + 2e-6
+                    worst = max(worst, found, key=lambda x: x[0] / x[1])
+            return worst
+        dots = 12 * B * C + 2 * B  # of the size of q @ k.mT: see the notebook
+        return Case(kernel, reference, (q, k, v, S, G, row, image, d ** -0.5), check,
+                    bytes=nbytes(q, k, v, S, G, row) + 6 * C * nbytes(q) + 4 * B * C * N,
+                    operations=2 * dots * h * N * N * d)
+
+    for size, *setting in sizes:
+        yield size, partial(build, *setting)
 
 
 def erase_label(device, how):
@@ -190,23 +195,24 @@ def erase_label(device, how):
     def reference(maps, ids, saliency, rule):
         return [pseudo_label(minmax(a), c, s, rule) for a, c, s in zip(maps, ids, saliency)]
 
-    for size, B, C, name in sizes:
-        def build():
-            maps, saliency = [], []
-            for i in range(B):  # smooth blobs, so that regions form as in real maps; sizes differ a little
-                shape = (H - i % 5, W - i % 7)
-                x = torch.nn.functional.interpolate(normal(device, 1, C + 1, 6, 8, seed=i), shape, mode="bicubic")[0]
-                maps.append(x[:-1].contiguous())
-                saliency.append((255 * (6 * (x[-1] + 0.3 * x[0])).sigmoid()).to(torch.uint8))
-            ids, rule = [list(range(1 + i % 5, 1 + i % 5 + C)) for i in range(B)], LabelRule.preset(name)
+    def build(B, C, name):
+        maps, saliency = [], []
+        for i in range(B):  # smooth blobs, so that regions form as in real maps; sizes differ a little
+            shape = (H - i % 5, W - i % 7)
+            x = torch.nn.functional.interpolate(normal(device, 1, C + 1, 6, 8, seed=i), shape, mode="bicubic")[0]
+            maps.append(x[:-1].contiguous())
+            saliency.append((255 * (6 * (x[-1] + 0.3 * x[0])).sigmoid()).to(torch.uint8))
+        ids, rule = [list(range(1 + i % 5, 1 + i % 5 + C)) for i in range(B)], LabelRule.preset(name)
 
-            def check(labels):
-                exact = reference([a.cpu() for a in maps], ids, [s.cpu() for s in saliency], rule)
-                return float(sum((ours.cpu() != theirs).sum() for ours, theirs in zip(labels, exact))), 0.0  # pixels
-            return Case(partial(kernel, minmax=True), reference, (maps, ids, saliency, rule), check,
-                        bytes=sum((a.itemsize * len(a) + 2) * a[0].numel() for a in maps),
-                        compile=B <= 16)  # a graph for every stretch between two waits, for every size: minutes
-        yield size, build
+        def check(labels):
+            exact = reference([a.cpu() for a in maps], ids, [s.cpu() for s in saliency], rule)
+            return float(sum((ours.cpu() != theirs).sum() for ours, theirs in zip(labels, exact))), 0.0  # pixels
+        return Case(partial(kernel, minmax=True), reference, (maps, ids, saliency, rule), check,
+                    bytes=sum((a.itemsize * len(a) + 2) * a[0].numel() for a in maps),
+                    compile=B <= 16)  # a graph for every stretch between two waits, for every size: minutes
+
+    for size, *setting in sizes:
+        yield size, partial(build, *setting)
 
 
 KERNELS = {f.__name__: f for f in (head_mean, cls_relevance, relevance_attention, erase_label)}
@@ -231,16 +237,17 @@ def machine(device, measure, how):
     "Copy bandwidth in GB/s and the rate of a float32 matrix product in TFLOP/s."
     size, n = (2**20, 64) if how == "dry" else (min(2**30, torch.cuda.mem_get_info()[0] // 4), 8192)
     x, y = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    copy = 2 * size / measure(lambda: y.copy_(x))[0] / 1e6
+    copy = 2 * size / measure(partial(y.copy_, x))[0] / 1e6
     del x, y
     a, b = (normal(device, n, n, seed=seed) for seed in (0, 1))
-    return copy, 2 * n**3 / measure(lambda: a @ b)[0] / 1e9
+    return copy, 2 * n**3 / measure(partial(torch.matmul, a, b))[0] / 1e9
 
 
 def measure_case(size, case, measure, copy, matmul, how):
     "Check, then time everything: rows for floor, kernel, reference and compiled, and a remark."
     error, allowed = case.check(case.kernel(*case.inputs))
-    if not error <= allowed: return [], f"WRONG: error {error:.2g}, allowed {allowed:.2g}"
+    if not error <= allowed:
+        return [], f"WRONG: error {error:.2g}, allowed {allowed:.2g}"
     floor, note = max(case.bytes / copy / 1e6, case.operations / matmul / 1e9), ""
     torch._dynamo.reset()
     compiled = torch.compile(case.reference, **({"backend": "eager"} if how == "dry" else {}))
@@ -249,13 +256,15 @@ def measure_case(size, case, measure, copy, matmul, how):
     for what, f in runs.items():
         try:
             f(*case.inputs)  # compiles
-            times[what] = measure(lambda: f(*case.inputs))
+            times[what] = measure(partial(f, *case.inputs))
         except torch.cuda.OutOfMemoryError:
             note += f"{what}: out of memory. "
         except Exception as problem:
-            if what != "compiled": raise
+            if what != "compiled":
+                raise
             note += f"{what}: {type(problem).__name__}. "
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     base = times["reference"][0] if "reference" in times else None
     return [dict(size=size, what=what, median_ms=t[0], q20_ms=t[1], q80_ms=t[2], share_of_floor=floor / t[0],
                  times_reference=base / t[0] if base else "", error=error, allowed=allowed, bytes=case.bytes,
@@ -287,7 +296,8 @@ def draw(name, rows, device, path):
 
 def show(name, rows, notes):
     "The table of one kernel."
-    number = lambda x, width: f"{x:>{width}.4g}" if isinstance(x, float) else f"{'-':>{width}}"
+    def number(x, width):
+        return f"{x:>{width}.4g}" if isinstance(x, float) else f"{'-':>{width}}"
     heads = dict(floor=10, reference=12, compiled=12, kernel=12)
     print(f"\n{name:<38}" + "".join(f"{k:>{w}}" for k, w in heads.items())
           + f"{'20%':>10}{'80%':>10}{'of floor':>10}{'faster':>9}")
@@ -298,7 +308,8 @@ def show(name, rows, notes):
             faster = f"{k['times_reference']:.1f}x" if k["times_reference"] else "-"
             print(f"{size:<38}" + "".join(number(r[w]["median_ms"] if w in r else None, n) for w, n in heads.items())
                   + number(k["q20_ms"], 10) + number(k["q80_ms"], 10) + f"{k['share_of_floor']:>10.1%}{faster:>9}")
-        if note: print(f"{size:<38}  {note}")
+        if note:
+            print(f"{size:<38}  {note}")
 
 
 def run(name, device, how, out, setting, measure):
@@ -316,7 +327,8 @@ def run(name, device, how, out, setting, measure):
             notes[size] = "skipped: out of memory"
         except Exception as problem:  # must not hide the other sizes
             notes[size] = f"WRONG: {type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
-        if gpu: torch.cuda.empty_cache()
+        if gpu:
+            torch.cuda.empty_cache()
     show(name, rows, notes)
     if rows:
         out.mkdir(parents=True, exist_ok=True)
@@ -337,7 +349,8 @@ def main(arguments=None) -> int:
     parser.add_argument("--dry", action="store_true", help=argparse.SUPPRESS)  # tiny sizes anywhere, to test all this
     args = parser.parse_args(arguments)
     for name in args.kernels:
-        if name not in KERNELS: parser.error(f"no kernel {name!r}, expected some of {', '.join(KERNELS)}")
+        if name not in KERNELS:
+            parser.error(f"no kernel {name!r}, expected some of {', '.join(KERNELS)}")
     if not torch.cuda.is_available():
         if not args.dry:
             print("bench.py needs an NVIDIA GPU that PyTorch can use, and finds none.", file=sys.stderr)
@@ -360,7 +373,8 @@ def main(arguments=None) -> int:
     print(f"{setting['device']}, torch {torch.__version__}, triton {triton.__version__}: copy {copy:.0f} GB/s, "
           f"float32 matrix product {matmul:.1f} TFLOP/s. Times in ms.")
     right = [run(name, device, how, out, setting, measure) for name in args.kernels or KERNELS]
-    if not all(right): print("\nSome results are wrong.")
+    if not all(right):
+        print("\nSome results are wrong.")
     return 0 if all(right) else 1
 
 

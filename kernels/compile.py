@@ -1,13 +1,14 @@
 """Compile the kernels of wegformer.kernels for every target, without a GPU, and report what each needs.
 
-Each module there that has a function `aot()` names the variants that real use compiles. Triton turns each of them into PTX and, with
-its bundled ptxas, into a cubin; registers, stack and shared memory are read from the cubin (bundled `cuobjdump -res-usage`; shared
-memory is dynamic and comes from Triton's metadata). Spilled registers live on the stack: where the stack is not empty, ptxas is run on
-the PTX once more, verbosely, and its count of spilled bytes is reported.
+Each module there that has a function `aot()` names the variants that real use compiles. Triton turns each of them into
+PTX and, with its bundled ptxas, into a cubin; registers, stack and shared memory are read from the cubin (bundled
+`cuobjdump -res-usage`; shared memory is dynamic and comes from Triton's metadata). Spilled registers live on the stack:
+where the stack is not empty, ptxas is run on the PTX once more, verbosely, and its count of spilled bytes is reported.
 
-    python kernels/compile.py [--targets 80 90] [--kernels NAME ...] [--budget BYTES] [--out kernels/results/compile.csv]
+    python kernels/compile.py [--targets 80 90] [--kernels NAME ...] [--budget BYTES] [--out FILE.csv]
 
-Exits 1 if a variant does not compile, spills more than the budget, or needs more shared memory than a block of the target can have.
+Exits 1 if a variant does not compile, spills more than the budget, or needs more shared memory than a block of the
+target can have.
 """
 import argparse
 import csv
@@ -35,6 +36,11 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 COLUMNS = ["module", "kernel", "variant", "target", "warps", "stages", "registers", "shared_bytes", "spill_store_bytes",
            "spill_load_bytes", "ptx_bytes", "cubin_bytes", "status", "triton"]
 
+LINE = ("{module:19} {kernel:18} {variant:34} {target:7} {warps:>5} {registers:>9} {shared:>10} {spills:>12} {ptx:>8} "
+        "{cubin:>9}  {status}")
+HEADS = {name: name for name in ("module", "kernel", "variant", "target", "warps", "registers", "status")}
+HEADS |= dict(shared="shared KiB", spills="spill st/ld", ptx="PTX KiB", cubin="cubin KiB")
+
 
 def variants(only: str | None = None) -> list[tuple[str, dict]]:
     "(module, variant) of every module of wegformer.kernels that has `aot`, or of one of them."
@@ -52,7 +58,7 @@ def jitted(kernel) -> triton.JITFunction:
 
 
 def compile_variant(variant: dict, capability: int):
-    "Triton's compiled kernel. Pointers are taken as aligned to 16 bytes, as torch allocates them; so are the integers under 'aligned'."
+    "Triton's compiled kernel. Pointers are aligned to 16 bytes, as torch allocates them, and integers under 'aligned'."
     kernel, signature = jitted(variant["kernel"]), variant["signature"]
     aligned = {x for x, kind in signature.items() if kind.startswith("*")} | set(variant.get("aligned", ()))
     attributes = {(i,): [["tt.divisibility", 16]] for i, x in enumerate(kernel.arg_names) if x in aligned}
@@ -78,19 +84,21 @@ def report(job: tuple[str, str, int], budget: int) -> dict:
     module, name, capability = job
     variant, = (v for m, v in variants(module) if v["name"] == name)
     row = dict.fromkeys(COLUMNS, "")
-    row |= dict(module=module, kernel=jitted(variant["kernel"]).__name__, variant=variant["name"], target=f"sm_{capability}",
-                warps=variant.get("num_warps", 4), stages=variant.get("num_stages", ""), triton=triton.__version__)
+    row |= dict(module=module, kernel=jitted(variant["kernel"]).__name__, variant=variant["name"],
+                target=f"sm_{capability}", warps=variant.get("num_warps", 4), stages=variant.get("num_stages", ""),
+                triton=triton.__version__)
     try:
         compiled = compile_variant(variant, capability)
         cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "kernel.cubin"
             file.write_bytes(cubin)
-            usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True).stdout
-        count = lambda name: int(re.search(rf"\b{name}:(\d+)", usage)[1])
-        stores, loads = spills(ptx, capability) if count("STACK") else (0, 0)
+            usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True,
+                                   check=True).stdout
+        count = {name: int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK")}
+        stores, loads = spills(ptx, capability) if count["STACK"] else (0, 0)
         shared = compiled.metadata.shared
-        row |= dict(registers=count("REG"), shared_bytes=shared, spill_store_bytes=stores, spill_load_bytes=loads,
+        row |= dict(registers=count["REG"], shared_bytes=shared, spill_store_bytes=stores, spill_load_bytes=loads,
                     ptx_bytes=len(ptx), cubin_bytes=len(cubin), status="ok")
         if stores + loads > budget:
             row["status"] = f"spills more than {budget} bytes"
@@ -118,15 +126,13 @@ def main(arguments=None) -> int:
             for target in args.targets]
     if len(set(jobs)) < len(jobs):
         parser.error("two variants of one module have the same name")
-    line = "{module:19} {kernel:18} {variant:34} {target:7} {warps:>5} {registers:>9} {shared:>10} {spills:>12} {ptx:>8} {cubin:>9}  {status}"
-    print(line.format(module="module", kernel="kernel", variant="variant", target="target", warps="warps", registers="registers",
-                      shared="shared KiB", spills="spill st/ld", ptx="PTX KiB", cubin="cubin KiB", status="status"), flush=True)
+    print(LINE.format(**HEADS), flush=True)
     rows = []
     with ProcessPoolExecutor(max(1, min(args.workers, len(jobs))), get_context("spawn")) as pool:
         for row in pool.map(report, jobs, [args.budget] * len(jobs)):
-            size = lambda name: f"{row[name] / 1024:.1f}" if row[name] != "" else ""
-            print(line.format(**row, shared=size("shared_bytes"), ptx=size("ptx_bytes"), cubin=size("cubin_bytes"),
-                              spills="{spill_store_bytes}/{spill_load_bytes}".format(**row)), flush=True)
+            kib = {name: f"{row[f'{name}_bytes'] / 1024:.1f}" if row[f"{name}_bytes"] != "" else ""
+                   for name in ("shared", "ptx", "cubin")}
+            print(LINE.format(**row, **kib, spills="{spill_store_bytes}/{spill_load_bytes}".format(**row)), flush=True)
             rows.append(row)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with open(args.out, "w", newline="") as file:

@@ -4,9 +4,21 @@ import torch
 from torch import nn
 
 import wegformer.networks.toy
-from wegformer.classifier import (ClassifierConfig, ClassificationSet, RandomLongSide, create_classifier,
-                                  load_classifier, mean_average_precision, mean_std, normalize, patch_size, predict_logits, resize_to_patches,
-                                  train_classifier, train_transform)
+from wegformer.classifier import (
+    ClassificationSet,
+    ClassifierConfig,
+    RandomLongSide,
+    create_classifier,
+    load_classifier,
+    mean_average_precision,
+    mean_std,
+    normalize,
+    patch_size,
+    predict_logits,
+    resize_to_patches,
+    train_classifier,
+    train_transform,
+)
 from wegformer.data import InputError, VOCDataset
 from wegformer.training import save_weights
 
@@ -30,10 +42,12 @@ def test_long_side_is_random_within_range():
 
 def test_training_views(toy_root):
     net = timm.create_model("vit_toy_patch8_96")
-    data = ClassificationSet(VOCDataset(toy_root, "train"), train_transform(ClassifierConfig(crop_size=160, resize=(64, 96)), net))
+    config = ClassifierConfig(crop_size=160, resize=(64, 96))
+    data = ClassificationSet(VOCDataset(toy_root, "train"), train_transform(config, net))
     image, labels = data[0]
     assert image.shape == (3, 160, 160) and image.dtype == torch.float32 and labels.sum() >= 1
-    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)  # larger than any picture: one plain colour around it
+    # the crop is larger than any picture: one plain colour lies around it
+    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)
     assert len(border.round(decimals=3).unique(dim=1).T) == 1 or (border == border[:, :1]).all(0).float().mean() > 0.5
 
 
@@ -43,27 +57,31 @@ def test_normalize_uses_the_models_statistics():
     assert torch.allclose(normalize(torch.full((3, 2, 2), 255, dtype=torch.uint8), net), torch.ones(3, 2, 2))
 
 
-@pytest.mark.parametrize("name, words", [
-    ("deit_base_patch16_223", "not known to timm .* deit_base_patch16_224"),
-    ("vit_base_patch16_siglip_224", "no class token"),
-    ("vit_relpos_small_patch16_224", "does not take|its features are"),
-    ("swin_tiny_patch4_window7_224", "does not take|its features are"),
-    ("mixer_s32_224", "does not take|its features are"),
-    ("vgg11", r"its features are \(1, 512, 3, 4\), its head reads 4096"),
-    ("mobilenetv3_small_050", "its features are .* its head reads 1024"),
-    ("resnetv2_50", "its head is of type Conv2d"),
-    ("levit_128s", "its head is of type tuple"),
-    ("halonet26t", "does not take a picture of 96x128"),
-    ("convnext_atto", "more than an average"),
-    ("poolformer_s12", "more than an average"),
-])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("deit_base_patch16_223", "not known to timm .* deit_base_patch16_224"),
+        ("vit_base_patch16_siglip_224", "no class token"),
+        ("vit_relpos_small_patch16_224", "does not take|its features are"),
+        ("swin_tiny_patch4_window7_224", "does not take|its features are"),
+        ("mixer_s32_224", "does not take|its features are"),
+        ("vgg11", r"its features are \(1, 512, 3, 4\), its head reads 4096"),
+        ("mobilenetv3_small_050", "its features are .* its head reads 1024"),
+        ("resnetv2_50", "its head is of type Conv2d"),
+        ("levit_128s", "its head is of type tuple"),
+        ("halonet26t", "does not take a picture of 96x128"),
+        ("convnext_atto", "more than an average"),
+        ("poolformer_s12", "more than an average"),
+    ],
+)
 def test_what_cannot_be_explained_is_refused(name, words):
     with pytest.raises(InputError, match=words):
         create_classifier(name, pretrained=False)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet_toy", "seresnet18", "regnetx_002", "mobilenetv2_050",
-                                  "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet_toy", "seresnet18", "regnetx_002", "mobilenetv2_050", "efficientnet_b0", "densenet121"]
+)
 @pytest.mark.parametrize("stride", [None, 16, 8])
 def test_cnns(name, stride):
     "Any size, the stride that was asked for, and a map whose mean is the logit without its bias."
@@ -76,25 +94,36 @@ def test_cnns(name, stride):
     x, head = torch.randn(2, 3, 97, 130), net.get_classifier()
     with torch.no_grad():
         features = net.forward_features(x)
-        for pixels, cells in zip((97, 130), features.shape[2:]): assert cells - pixels // (stride or 32) in (0, 1)
+        for pixels, cells in zip((97, 130), features.shape[2:]):
+            assert cells - pixels // (stride or 32) in (0, 1)
         maps = torch.einsum("bdhw,cd->bchw", features, head.weight)
         assert torch.allclose(maps.mean((2, 3)) + head.bias, net(x), atol=1e-4)
     assert patch_size(net) == 1 and not net.training
 
 
-@pytest.mark.parametrize("name, stride, words", [
-    ("resnet18", 12, "cannot be made with output_stride=12"),
-    ("resnet18", 0, "cannot be made with output_stride=0"),
-    ("efficientnet_b0", 12, "its output stride is 8, not 12"),
-    ("vit_toy_patch8_96", 8, "it is a ViT, .* output_stride=8"),
-])
+@pytest.mark.parametrize(
+    "name, stride, words",
+    [
+        ("resnet18", 12, "cannot be made with output_stride=12"),
+        ("resnet18", 0, "cannot be made with output_stride=0"),
+        ("efficientnet_b0", 12, "its output stride is 8, not 12"),
+        ("vit_toy_patch8_96", 8, "it is a ViT, .* output_stride=8"),
+    ],
+)
 def test_output_strides_that_there_are_not(name, stride, words):
     with pytest.raises(InputError, match=words):
         create_classifier(name, pretrained=False, output_stride=stride)
 
 
-@pytest.mark.parametrize("name, size", [("vit_tiny_patch16_224", 16), ("deit_tiny_distilled_patch16_224", 16),
-                                        ("vit_toy_patch8_96", 8), ("resnet_toy", 1)])
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("vit_tiny_patch16_224", 16),
+        ("deit_tiny_distilled_patch16_224", 16),
+        ("vit_toy_patch8_96", 8),
+        ("resnet_toy", 1),
+    ],
+)
 def test_patch_size(name, size):
     assert patch_size(timm.create_model(name)) == size
 
@@ -161,8 +190,17 @@ def test_map_against_a_count_by_hand():
 @pytest.mark.parametrize("name, stride", [("vit_toy_patch8_96", None), ("resnet_toy", None), ("resnet_toy", 8)])
 def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stride):
     train, val = VOCDataset(toy_root, "train"), VOCDataset(toy_root, "val")
-    config = ClassifierConfig(model=name, pretrained=False, output_stride=stride, steps=2, batch_size=4,
-                              crop_size=32, resize=(32, 48), eval_long_side=32, precision="no")
+    config = ClassifierConfig(
+        model=name,
+        pretrained=False,
+        output_stride=stride,
+        steps=2,
+        batch_size=4,
+        crop_size=32,
+        resize=(32, 48),
+        eval_long_side=32,
+        precision="no",
+    )
     torch.manual_seed(0)
     net = create_classifier(config.model, train.num_classes, pretrained=False, output_stride=stride)
     history = train_classifier(net, config, train, tmp_path, val=val, device="cpu")
@@ -178,9 +216,17 @@ def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stri
 
 def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):
     import subprocess, sys
+
     path = tmp_path / "model.safetensors"
-    make = ("import json, wegformer.networks.toy; from dataclasses import asdict; from wegformer.classifier import *; from wegformer.training import save_weights; "
-            f"save_weights(create_classifier('vit_toy_patch8_96', 2), {str(path)!r}, config=json.dumps(asdict(ClassifierConfig(model='vit_toy_patch8_96'))), classes=json.dumps(['background', 'a', 'b']))")
+    make = (
+        "import json, wegformer.networks.toy\n"
+        "from dataclasses import asdict\n"
+        "from wegformer.classifier import *\n"
+        "from wegformer.training import save_weights\n"
+        "config = json.dumps(asdict(ClassifierConfig(model='vit_toy_patch8_96')))\n"
+        f"save_weights(create_classifier('vit_toy_patch8_96', 2), {str(path)!r}, config=config, "
+        "classes=json.dumps(['background', 'a', 'b']))"
+    )
     load = f"from wegformer.classifier import load_classifier; print(load_classifier({str(path)!r})[2])"
     subprocess.run([sys.executable, "-c", make], check=True)
     assert "'a', 'b'" in subprocess.run([sys.executable, "-c", load], check=True, capture_output=True, text=True).stdout

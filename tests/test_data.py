@@ -6,8 +6,20 @@ import pytest
 import torch
 from PIL import Image
 
-from wegformer.data import (CLASSES, IGNORE, InputError, VOCDataset, atomic_write, check, fingerprint,
-                            read_cls_labels, read_image, read_mask, read_saliency, write_mask)
+from wegformer.check import check
+from wegformer.data import (
+    CLASSES,
+    IGNORE,
+    InputError,
+    VOCDataset,
+    atomic_write,
+    fingerprint,
+    read_cls_labels,
+    read_image,
+    read_mask,
+    read_saliency,
+    write_mask,
+)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (13, 8)])
@@ -99,7 +111,8 @@ def test_id_without_labels(toy_copy):
 
 def test_npy_labels_equal_xml_labels(toy_copy):
     data = VOCDataset(toy_copy, "train")
-    np.save(toy_copy / "cls_labels.npy", {name: data.labels(i).numpy() for i, name in enumerate(data.ids)}, allow_pickle=True)
+    table = {name: data.labels(i).numpy() for i, name in enumerate(data.ids)}
+    np.save(toy_copy / "cls_labels.npy", table, allow_pickle=True)
     npy = VOCDataset(toy_copy, "train", labels="npy")
     assert all(torch.equal(npy.labels(i), data.labels(i)) for i in range(len(data)))
 
@@ -147,7 +160,8 @@ def test_check_counts_what_is_missing(toy_copy):
     name = VOCDataset(toy_copy, "train").ids[5]
     (toy_copy / "saliency" / "good" / f"{name}.png").unlink()
     report = check(toy_copy, splits=("train", "val"))
-    assert [text for ok, text in report if not ok] and all("23 of 24" in text and "NSROM" in text for ok, text in report if not ok)
+    missing = [text for ok, text in report if not ok]
+    assert missing and all("23 of 24" in text and "NSROM" in text for text in missing)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

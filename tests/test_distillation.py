@@ -1,22 +1,174 @@
-"The distillation tool: whose photographs, the running mean, decisions, resume to the last bit, what is refused."
+"Distillation: every relation of grids, the teacher untouched; the tool: whose photographs, the running mean, resume."
+
 import dataclasses
 
 import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 import wegformer.extras.distillation as tool
-from wegformer.classifier import create_classifier, mean_std
+from wegformer.classifier import ClassifierConfig, create_classifier, mean_std, train_classifier
 from wegformer.cli import main
-from wegformer.data import InputError
-from wegformer.extras.distillation import Distillation
-from wegformer.extras.distillation import DistilConfig, Lesson, Photographs, distil, distil_transform, find_photographs
+from wegformer.data import InputError, VOCDataset
+from wegformer.extras.distillation import (
+    DistilConfig,
+    Distillation,
+    Lesson,
+    Photographs,
+    distil,
+    distil_transform,
+    find_photographs,
+)
+from wegformer.extras.initial_weights import features_loss
 from wegformer.training import read_state
 
-CONFIG = DistilConfig(student="vit_toy_patch8_96", teacher="resnet_toy", stages=(2, 3), crop_size=32, steps=5, batch_size=3, ema=0.9, holdout=2,
-                      evaluate_every=2, precision="no")
+
+def student(patch=8, **kwargs):
+    args = dict(img_size=32, patch_size=patch, embed_dim=24, depth=2, num_heads=2, num_classes=5, dynamic_img_size=True)
+    return timm.create_model("vit_tiny_patch16_224", **args | kwargs)
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return timm.create_model("resnet10t", num_classes=3)
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+@pytest.mark.parametrize("stages", [(1,), (2, 3), (2, 4)])
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (32, 96)])
+def test_every_pair_of_grids_meets(teacher, patch, stages, size):
+    both = Distillation(student(patch), teacher, stages).train()
+    logits, loss = both(torch.randn(3, 3, *size))
+    assert logits.shape == (3, 5) and loss.ndim == 0 and loss > 0.2
+    loss.backward()
+    assert both.student.patch_embed.proj.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_logits_are_the_students_own(teacher):
+    model, images = student().eval(), torch.randn(2, 3, 32, 32)
+    both = Distillation(model, teacher).eval()
+    assert torch.equal(both(images)[0], model(images))
+
+
+def test_each_stage_is_learnt_at_its_own_depth(teacher):
+    "The last block's tokens are those of the classifier, an earlier block's the residual stream's, standardised."
+    model, images, residual = student(depth=3).eval(), torch.randn(2, 3, 32, 64), {}
+    model.blocks[0].register_forward_hook(lambda module, _, out: residual.update(first=out))
+    both, read = Distillation(model, teacher, stages=(2, 3), depths=(1, 3)).eval(), []
+    for linear in both.predict:
+        linear.register_forward_hook(lambda module, args, _: read.append(args[0]))
+    with torch.no_grad():
+        both(images)
+        early, late = read
+        first = residual["first"][:, 1:]
+        torch.testing.assert_close(
+            early, (first - first.mean(-1, keepdim=True)) / (first.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        )
+        assert torch.equal(late, model.forward_features(images)[:, 1:])
+
+
+def test_depths_decide_which_blocks_learn(teacher):
+    both = Distillation(student(depth=4), teacher, stages=(1, 2), depths=(2, 3)).train()
+    both(torch.randn(2, 3, 32, 32))[1].backward()
+    grads = [block.attn.proj.weight.grad for block in both.student.blocks]
+    assert all(g.abs().max() > 0 for g in grads[:3]) and grads[3] is None
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_features_are_weighted(teacher, weight):
+    torch.manual_seed(0)
+    model, images = student(), torch.randn(2, 3, 32, 32)
+    one, weighted = (Distillation(model, teacher, features=w).eval() for w in (1.0, weight))
+    weighted.load_state_dict(one.state_dict())
+    torch.testing.assert_close(weighted(images)[1], weight * one(images)[1])
+
+
+@pytest.mark.parametrize("depths", [(1,), (0, 2), (1, 3), ()])
+def test_depths_that_the_student_has_not(teacher, depths):
+    with pytest.raises(
+        InputError, match=r"depths is .* expected a block of the student, 1 to 2, for each of the stages \(2, 3\)"
+    ):
+        Distillation(student(), teacher, (2, 3), depths=depths)
+
+
+def test_the_loss_compares_place_by_place(teacher):
+    "Each patch's guess is the target of its own place: the loss vanishes, and returns when columns move."
+    both = Distillation(student(patch=8), teacher, stages=(2,)).train()
+    images = torch.randn(4, 3, 32, 64)  # (4, 8) patches; ResNet stage 2 has stride 8: (4, 8) places
+    with torch.no_grad():
+        target = nn.BatchNorm2d(both.predict[0].out_features, affine=False)(
+            teacher.eval().forward_intermediates(images, indices=[2], intermediates_only=True)[0]
+        )
+    target = target.flatten(2).transpose(1, 2)
+
+    class Fixed(nn.Module):
+        def forward(self, patches):
+            return target
+
+    both.predict[0] = Fixed()
+    assert both(images)[1] < 1e-10
+    target = target[:, torch.arange(32).roll(1)]
+    assert both(images)[1] > 0.1
+
+
+def test_the_teacher_is_left_as_it_is(teacher):
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    both = Distillation(student(), teacher)
+    optimizer = torch.optim.SGD([p for p in both.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        both.train()
+        both(torch.randn(4, 3, 32, 32))[1].backward()
+        optimizer.step()
+    assert not teacher.training and all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("stages", [(), (7,), (-1,)])
+def test_stages_that_the_teacher_has_not(teacher, stages):
+    with pytest.raises(InputError, match="stages is .* expected one or more of 0 to 4"):
+        Distillation(student(), teacher, stages)
+
+
+def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path, killed_at):
+    voc = VOCDataset(toy_root, "train")
+    recipe = ClassifierConfig(
+        steps=6, batch_size=4, crop_size=32, resize=(32, 48), eval_long_side=48, precision="no", lr=1e-3
+    )
+
+    def train(out):
+        torch.manual_seed(1)
+        model = student(num_classes=voc.num_classes)
+        history = train_classifier(
+            model, recipe, voc, out, seed=3, device="cpu", learner=Distillation(model, teacher), loss=features_loss
+        )
+        return model.state_dict(), history
+
+    whole, history = train(tmp_path / "a")
+    with killed_at(Distillation, "forward", 5):
+        train(tmp_path / "b")
+    again, history_again = train(tmp_path / "b")
+    assert history_again == history and all(torch.equal(whole[k], again[k]) for k in whole)
+    assert set(whole) == set(student(num_classes=voc.num_classes).state_dict())  # the student alone is kept
+
+
+# ---- the tool
+
+CONFIG = DistilConfig(
+    student="vit_toy_patch8_96",
+    teacher="resnet_toy",
+    stages=(2, 3),
+    crop_size=32,
+    steps=5,
+    batch_size=3,
+    ema=0.9,
+    holdout=2,
+    evaluate_every=2,
+    precision="no",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +186,16 @@ def folder(tmp_path_factory):
 
 def networks(classes=7):
     torch.manual_seed(0)
-    student = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=classes, dynamic_img_size=True)
+    student = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        num_classes=classes,
+        dynamic_img_size=True,
+    )
     return student, timm.create_model("resnet10t", num_classes=7).eval()
 
 
@@ -55,7 +216,9 @@ def test_features_are_those_of_what_the_teacher_saw():
     images, seen = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
     assert both(images, seen)[1] != both(images)[1]
     assert torch.equal(both(images, images)[1], both(images)[1])
-    teacher.forward_intermediates = lambda x, **_: [torch.full((2, both.predict[0].out_features, 4, 4), x.mean().item())]
+    teacher.forward_intermediates = lambda x, **_: [
+        torch.full((2, both.predict[0].out_features, 4, 4), x.mean().item())
+    ]
     for linear in both.predict:
         torch.nn.init.zeros_(linear.weight), torch.nn.init.zeros_(linear.bias)
     torch.testing.assert_close(both(images, seen)[1], seen.mean() ** 2 / (1 + 1e-5), rtol=1e-4, atol=1e-6)
@@ -116,7 +279,9 @@ def test_mixing_stays_between_the_pictures_and_keeps_their_sum():
 
 
 def test_photographs_of_a_folder_and_of_a_list(folder, tmp_path):
-    assert [p.stem for p in find_photographs(folder)] == sorted((f"p{i}" for i in range(8)), key=lambda n: str(next(folder.rglob(f"{n}.*"))))
+    assert [p.stem for p in find_photographs(folder)] == sorted(
+        (f"p{i}" for i in range(8)), key=lambda n: str(next(folder.rglob(f"{n}.*")))
+    )
     names = tmp_path / "train.txt"
     names.write_text("p1\n\np6.jpg 1\n")
     assert sorted(p.name for p in find_photographs(folder, names)) == ["p1.png", "p6.jpg"]
@@ -164,7 +329,9 @@ def test_a_run_resumes_to_the_last_bit_and_is_not_made_twice(folder, tmp_path, m
 def test_held_out_photographs_are_never_learnt_from(folder, tmp_path, monkeypatch):
     learnt = []
     original = Photographs.__getitem__
-    monkeypatch.setattr(Photographs, "__getitem__", lambda self, i: learnt.append((len(self), self.paths[i])) or original(self, i))
+    monkeypatch.setattr(
+        Photographs, "__getitem__", lambda self, i: learnt.append((len(self), self.paths[i])) or original(self, i)
+    )
     distil(dataclasses.replace(CONFIG, steps=8), find_photographs(folder), tmp_path, device="cpu")
     measured, trained = ({path for n, path in learnt if n == size} for size in (2, 6))
     assert len(measured) == 2 and len(trained) == 6 and not measured & trained
@@ -172,19 +339,33 @@ def test_held_out_photographs_are_never_learnt_from(folder, tmp_path, monkeypatc
 
 def test_the_students_mean_becomes_a_classifier(folder, tmp_path):
     distil(CONFIG, find_photographs(folder), tmp_path, device="cpu")
-    model = create_classifier("vit_toy_patch8_96", num_classes=20, pretrained=False, weights=tmp_path / "model.safetensors")
-    own = create_classifier("vit_toy_patch8_96", None, False, tmp_path / "model.safetensors")  # the teacher's classes, head and all
+    model = create_classifier(
+        "vit_toy_patch8_96", num_classes=20, pretrained=False, weights=tmp_path / "model.safetensors"
+    )
+    own = create_classifier(
+        "vit_toy_patch8_96", None, False, tmp_path / "model.safetensors"
+    )  # the teacher's classes, head and all
     assert model.head.out_features == 20 and own.head.out_features == 10
     assert torch.equal(model.blocks[3].attn.qkv.weight, own.blocks[3].attn.qkv.weight)
-    assert not torch.equal(own.blocks[3].attn.qkv.weight, create_classifier("vit_toy_patch8_96").blocks[3].attn.qkv.weight)
+    assert not torch.equal(
+        own.blocks[3].attn.qkv.weight, create_classifier("vit_toy_patch8_96").blocks[3].attn.qkv.weight
+    )
     images = torch.rand(2, 3, 64, 48)
     assert F.cosine_similarity(own.eval()(images), own(images), dim=1).min() > 0.999
 
 
-@pytest.mark.parametrize("field, value, words", [
-    ("schedule", "step", "schedule is 'step'; expected one of: constant"), ("steps", 0, "steps is 0; expected at least 1"),
-    ("area", (0.5, 0.1), "area is .*; expected 0 < smallest"), ("mixup", 1.5, "mixup is 1.5; expected a probability"),
-    ("ema", 1.0, r"ema is 1.0; expected a number in \[0, 1\)"), ("decisions", -1.0, "decisions is -1.0; expected 0 or more"), ("holdout", -1, "holdout is -1")])
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("schedule", "step", "schedule is 'step'; expected one of: constant"),
+        ("steps", 0, "steps is 0; expected at least 1"),
+        ("area", (0.5, 0.1), "area is .*; expected 0 < smallest"),
+        ("mixup", 1.5, "mixup is 1.5; expected a probability"),
+        ("ema", 1.0, r"ema is 1.0; expected a number in \[0, 1\)"),
+        ("decisions", -1.0, "decisions is -1.0; expected 0 or more"),
+        ("holdout", -1, "holdout is -1"),
+    ],
+)
 def test_values_that_make_no_sense(field, value, words):
     with pytest.raises(InputError, match=f"DistilConfig.{words}"):
         dataclasses.replace(CONFIG, **{field: value})
@@ -204,8 +385,27 @@ def test_what_cannot_be_learnt_is_refused(folder, tmp_path):
 
 
 def test_command_line(folder, tmp_path, capsys):
-    args = ["distil", str(folder), "--out", str(tmp_path / "o"), "--student", "vit_toy_patch8_96", "--teacher", "resnet_toy", "--stages", "2", "3",
-            "--crop-size", "32", "--steps", "2", "--batch-size", "3", "--holdout", "2"]
+    args = [
+        "distil",
+        str(folder),
+        "--out",
+        str(tmp_path / "o"),
+        "--student",
+        "vit_toy_patch8_96",
+        "--teacher",
+        "resnet_toy",
+        "--stages",
+        "2",
+        "3",
+        "--crop-size",
+        "32",
+        "--steps",
+        "2",
+        "--batch-size",
+        "3",
+        "--holdout",
+        "2",
+    ]
     assert main(args) == 0
     assert "of 2 held-out photographs" in capsys.readouterr().out and (tmp_path / "o" / "model.safetensors").is_file()
     assert main(["distil"]) == 2 and "No photographs were named" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 "Confusion, IoU, threshold sweep and the server's archive against brute force; files that do not fit."
+
 import json
 import tarfile
 
@@ -13,8 +14,18 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from wegformer.data import IGNORE, PALETTE, InputError, read_mask, write_mask
-from wegformer.evaluation import (Evaluation, best_threshold, compare, confusion, evaluate, export_voc_server, iou,
-                                  mean_iou, show_confusion, show_predictions)
+from wegformer.evaluation import (
+    Evaluation,
+    best_threshold,
+    compare,
+    confusion,
+    evaluate,
+    export_voc_server,
+    iou,
+    mean_iou,
+    show_confusion,
+    show_predictions,
+)
 
 matplotlib.use("Agg")
 
@@ -55,7 +66,11 @@ def brute_force_iou(pairs, num_classes, ignored_as=None):
             else:
                 prediction = np.where(prediction == IGNORE, ignored_as, prediction)
             p, t = (prediction == c) & valid, (truth == c) & valid
-            intersection, union, truth_pixels = intersection + (p & t).sum(), union + (p | t).sum(), truth_pixels + t.sum()
+            intersection, union, truth_pixels = (
+                intersection + (p & t).sum(),
+                union + (p | t).sum(),
+                truth_pixels + t.sum(),
+            )
         result.append(intersection / union if truth_pixels else np.nan)
     return np.array(result)
 
@@ -73,7 +88,9 @@ def pairs(draw):
 @given(pairs())
 def test_iou_equals_brute_force(pairs):
     for ignored_as in (None, 0):
-        matrix = confusion([tuple(map(torch.from_numpy, pair)) for pair in pairs], 4, IGNORE if ignored_as is None else ignored_as)
+        matrix = confusion(
+            [tuple(map(torch.from_numpy, pair)) for pair in pairs], 4, IGNORE if ignored_as is None else ignored_as
+        )
         expected = brute_force_iou(pairs, 4, ignored_as)
         np.testing.assert_allclose(iou(matrix).numpy(), expected)
         if np.isnan(expected).all():
@@ -110,6 +127,7 @@ def test_unknown_class_is_refused(where):
 
 # ---- a folder
 
+
 @settings(max_examples=25, deadline=None)
 @given(pairs())
 def test_evaluate_a_folder(tmp_path_factory, pairs):
@@ -119,12 +137,16 @@ def test_evaluate_a_folder(tmp_path_factory, pairs):
     result = evaluate(folder, data)
     np.testing.assert_allclose(list(result.iou.values()), 100 * brute_force_iou(pairs, 4))
     strict = brute_force_iou(pairs, 4, ignored_as=0)
-    assert result.strict_miou == pytest.approx(100 * np.nanmean(strict) if not np.isnan(strict).all() else np.nan, nan_ok=True)
+    assert result.strict_miou == pytest.approx(
+        100 * np.nanmean(strict) if not np.isnan(strict).all() else np.nan, nan_ok=True
+    )
     valid = sum((t != IGNORE).sum() for _, t in pairs)
     skipped = sum(((t != IGNORE) & (p == IGNORE)).sum() for p, t in pairs)
     right = sum(((t != IGNORE) & (p == t)).sum() for p, t in pairs)
     assert result.ignored == pytest.approx(100 * skipped / valid if valid else np.nan, nan_ok=True)
-    assert result.pixel_accuracy == pytest.approx(100 * right / (valid - skipped) if valid > skipped else np.nan, nan_ok=True)
+    assert result.pixel_accuracy == pytest.approx(
+        100 * right / (valid - skipped) if valid > skipped else np.nan, nan_ok=True
+    )
     assert result.images == len(pairs) and list(result.iou) == list(data.classes)
     text = result.to_json()
     assert "NaN" not in text and json.loads(text) == result.to_dict()
@@ -145,7 +167,10 @@ def test_compare_equals_a_bootstrap_by_hand(tmp_path_factory, pairs, seed):
         return np.nan if np.isnan(one).all() or np.isnan(other).all() else np.nanmean(one) - np.nanmean(other)
 
     n = len(pairs)
-    gaps = [gap(np.repeat(np.arange(n), count)) for count in np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), 40)]
+    gaps = [
+        gap(np.repeat(np.arange(n), count))
+        for count in np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), 40)
+    ]
     found = compare(*folders, data, [data.classes[0], data.classes[2]], repeats=40, seed=seed)
     low, high = (np.nan, np.nan) if np.isnan(gaps).all() else np.nanquantile(gaps, [0.025, 0.975])
     np.testing.assert_allclose([found.miou, found.low, found.high], [gap(range(n)), low, high], atol=1e-9)
@@ -171,6 +196,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
 
 # ---- raw maps
 
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_best_threshold_equals_brute_force(data):
@@ -180,7 +206,9 @@ def test_best_threshold_equals_brute_force(data):
         shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=5))
         classes = sorted(data.draw(st.sets(st.integers(1, 3), max_size=3)))
         truths.append(data.draw(hnp.arrays(np.uint8, shape, elements=LABELS)))
-        values = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 0.25, 0.5, 1.0]))  # also exactly on a threshold
+        values = st.one_of(
+            st.floats(0, 1, width=32), st.sampled_from([0.0, 0.25, 0.5, 1.0])
+        )  # also exactly on a threshold
         maps.append(torch.from_numpy(data.draw(hnp.arrays(np.float32, (len(classes), *shape), elements=values))))
         own.append(classes)
     thresholds = (0.0, 0.1, 0.25, 0.5, 0.9)
@@ -188,10 +216,14 @@ def test_best_threshold_equals_brute_force(data):
     for threshold, miou in zip(thresholds, sweep.mious):
         predictions = []
         for m, classes in zip(maps, own):
-            channels = torch.cat([torch.full((1, *m.shape[1:]), threshold), m])  # the constant background first: it wins ties
+            channels = torch.cat(
+                [torch.full((1, *m.shape[1:]), threshold), m]
+            )  # the constant background first: it wins ties
             predictions.append(torch.tensor([0, *classes])[channels.argmax(0)].numpy())
         expected = brute_force_iou(list(zip(predictions, truths)), 4)
-        assert miou == pytest.approx(100 * np.nanmean(expected) if not np.isnan(expected).all() else np.nan, nan_ok=True)
+        assert miou == pytest.approx(
+            100 * np.nanmean(expected) if not np.isnan(expected).all() else np.nan, nan_ok=True
+        )
     if not np.isnan(sweep.mious).all():
         assert sweep.miou == np.nanmax(sweep.mious) and sweep.threshold == thresholds[int(np.nanargmax(sweep.mious))]
 
@@ -209,12 +241,20 @@ def test_best_threshold_refuses_what_does_not_fit():
 
 # ---- pictures
 
+
 def test_pictures_are_drawn(tmp_path):
-    data = Masks([np.random.default_rng(i).choice([0, 1, 2, IGNORE], (20, 30 - 5 * i)).astype(np.uint8) for i in range(3)])
+    data = Masks(
+        [np.random.default_rng(i).choice([0, 1, 2, IGNORE], (20, 30 - 5 * i)).astype(np.uint8) for i in range(3)]
+    )
     for i, name in enumerate(data.ids):
         write_mask(tmp_path / f"{name}.png", data.mask(i).flip(0))
     figure = show_predictions(data, tmp_path, (0, 2))
-    assert len(figure.axes) == 8 and {t.get_text() for t in figure.legends[0].texts} >= {"background", "class1", "ignored", "wrong"}
+    assert len(figure.axes) == 8 and {t.get_text() for t in figure.legends[0].texts} >= {
+        "background",
+        "class1",
+        "ignored",
+        "wrong",
+    }
     errors = figure.axes[3].images[0].get_array()
     assert errors.shape == (20, 30, 3)
     ax = show_confusion(evaluate(tmp_path, data))
@@ -223,6 +263,7 @@ def test_pictures_are_drawn(tmp_path):
 
 
 # ---- the server
+
 
 @pytest.fixture
 def predictions(tmp_path):
@@ -237,7 +278,9 @@ def test_archive_layout(predictions, tmp_path, competition):
     folder, data = predictions
     out = export_voc_server(folder, tmp_path / "out" / "results.tar.gz", dataset=data, competition=competition)
     with tarfile.open(out, "r:gz") as archive:
-        assert archive.getnames() == [f"results/VOC2012/Segmentation/{competition}_test_cls/id_{i}.png" for i in range(3)]
+        assert archive.getnames() == [
+            f"results/VOC2012/Segmentation/{competition}_test_cls/id_{i}.png" for i in range(3)
+        ]
         for i, member in enumerate(archive.getmembers()):
             picture = Image.open(archive.extractfile(member))
             assert picture.mode == "P" and picture.size == (5 + i, 4) and (np.array(picture) == i).all()
@@ -256,8 +299,11 @@ def test_archive_refuses_what_the_server_would(predictions, tmp_path):
         export_voc_server(folder, tmp_path / "r.zip")
     with pytest.raises(InputError, match="holds no predictions"):
         export_voc_server(tmp_path / "nowhere", out)
-    for bad, message in ((torch.full((4, 6), 21), "holds the value 21"), (torch.full((4, 6), IGNORE), "holds the value 255"),
-                         (torch.zeros(6, 4), "id_1.png is 6x4")):
+    for bad, message in (
+        (torch.full((4, 6), 21), "holds the value 21"),
+        (torch.full((4, 6), IGNORE), "holds the value 255"),
+        (torch.zeros(6, 4), "id_1.png is 6x4"),
+    ):
         write_mask(folder / "id_1.png", bad.to(torch.uint8))
         with pytest.raises(InputError, match=message):
             export_voc_server(folder, out, dataset=data)
@@ -271,6 +317,7 @@ def test_toy_truth_scores_100(tmp_path):
     "The whole way through files: VOCDataset, palette PNGs, evaluate."
     from wegformer.data import VOCDataset
     from wegformer.toyvoc import make_toy_voc
+
     data = VOCDataset(make_toy_voc(tmp_path / "toy", train=4, val=6), "val")
     for i, name in enumerate(data.ids):
         write_mask(tmp_path / "p" / f"{name}.png", data.mask(i))  # 255 in truth and prediction alike

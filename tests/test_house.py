@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = """data networks.toy networks.resnet38 toydrawings toyvoc figures training classifier vit kernels.launch rules
-    last_block all_blocks relevance heatmaps attention soft_erase label_inputs pseudo_labels crf deeplab segmentation evaluation
-    config stages pretraining pipeline experiment reproduce records report export
-    extras.saliency extras.distillation extras.initial_weights cli""".split()
+ROOMS = """data check networks.toy networks.resnet38 toydrawings toyvoc figures training classifier vit kernels.launch
+    rules last_block attention_rule all_blocks relevance heatmaps attention soft_erase label_inputs pseudo_labels crf
+    deeplab segmentation evaluation config splits stages pretraining pipeline experiment reproduce records report
+    export extras.saliency extras.distillation extras.initial_weights cli""".split()
 MODULES = {
     ".".join(p.relative_to(ROOT / "wegformer").with_suffix("").parts): p
     for p in sorted((ROOT / "wegformer").rglob("*.py"))

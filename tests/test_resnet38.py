@@ -45,14 +45,27 @@ def test_names_are_the_communitys(meta):
     assert {k for k in meta.state_dict() if not k.endswith("num_batches_tracked")} == expected
 
 
-@pytest.mark.parametrize("key, shape", {
-    "conv1a.weight": (64, 3, 3, 3), "b2.bn_branch2a.weight": (64,), "b2.conv_branch1.weight": (128, 64, 1, 1),
-    "b2.conv_branch2a.weight": (128, 64, 3, 3), "b2.conv_branch2b1.weight": (128, 128, 3, 3),
-    "b4_5.conv_branch2b1.weight": (512, 512, 3, 3), "b5.conv_branch2a.weight": (512, 512, 3, 3),
-    "b5.conv_branch2b1.weight": (1024, 512, 3, 3), "b5_2.conv_branch2a.weight": (512, 1024, 3, 3),
-    "b6.conv_branch2a.weight": (512, 1024, 1, 1), "b6.conv_branch2b1.weight": (1024, 512, 3, 3),
-    "b6.conv_branch2b2.weight": (2048, 1024, 1, 1), "b7.conv_branch2b2.weight": (4096, 2048, 1, 1),
-    "b7.conv_branch1.weight": (4096, 2048, 1, 1), "bn7.weight": (4096,), "fc8.weight": (20, 4096)}.items())
+@pytest.mark.parametrize(
+    "key, shape",
+    {
+        "conv1a.weight": (64, 3, 3, 3),
+        "b2.bn_branch2a.weight": (64,),
+        "b2.conv_branch1.weight": (128, 64, 1, 1),
+        "b2.conv_branch2a.weight": (128, 64, 3, 3),
+        "b2.conv_branch2b1.weight": (128, 128, 3, 3),
+        "b4_5.conv_branch2b1.weight": (512, 512, 3, 3),
+        "b5.conv_branch2a.weight": (512, 512, 3, 3),
+        "b5.conv_branch2b1.weight": (1024, 512, 3, 3),
+        "b5_2.conv_branch2a.weight": (512, 1024, 3, 3),
+        "b6.conv_branch2a.weight": (512, 1024, 1, 1),
+        "b6.conv_branch2b1.weight": (1024, 512, 3, 3),
+        "b6.conv_branch2b2.weight": (2048, 1024, 1, 1),
+        "b7.conv_branch2b2.weight": (4096, 2048, 1, 1),
+        "b7.conv_branch1.weight": (4096, 2048, 1, 1),
+        "bn7.weight": (4096,),
+        "fc8.weight": (20, 4096),
+    }.items(),
+)
 def test_shapes_of_layers(meta, key, shape):
     assert tuple(meta.state_dict()[key].shape) == shape
 
@@ -68,7 +81,8 @@ def test_size_and_depth(meta):
 def test_output_stride(meta, size):
     features = meta.forward_features(torch.zeros(2, 3, *size, device="meta"))
     assert features.shape == (2, 4096, -(-size[0] // 8), -(-size[1] // 8))
-    assert meta.forward_head(features).shape == (2, 20) and meta.forward_head(features, pre_logits=True).shape == (2, 4096)
+    assert meta.forward_head(features).shape == (2, 20)
+    assert meta.forward_head(features, pre_logits=True).shape == (2, 4096)
 
 
 def test_dilation_and_dropout(meta):
@@ -76,7 +90,8 @@ def test_dilation_and_dropout(meta):
     assert {name: d for name, d in inside.items() if d > 1} == {"b5": 2, "b5_1": 2, "b5_2": 2, "b6": 4, "b7": 4}
     first = {name: meta.get_submodule(name).conv_branch2a.dilation[0] for name in UNITS}
     assert {name: d for name, d in first.items() if d > 1} == {"b5_1": 2, "b5_2": 2}
-    assert [layer.p for layer in (meta.b5.dropout, meta.b6.dropout, meta.b7.dropout, meta.head_drop)] == [0, 0.3, 0.5, 0.5]
+    layers = meta.b5.dropout, meta.b6.dropout, meta.b7.dropout, meta.head_drop
+    assert [layer.p for layer in layers] == [0, 0.3, 0.5, 0.5]
     assert [info["reduction"] for info in meta.feature_info] == [2, 4, 8, 8, 8, 8]
 
 
@@ -114,7 +129,8 @@ def test_community_checkpoints(tmp_path, head):
 
 def test_checkpoints_of_other_networks(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(InputError, match="resnet18.pth belong to another model than ResNet38: it has no 'conv1a.weight'"):
+    words = "resnet18.pth belong to another model than ResNet38: it has no 'conv1a.weight'"
+    with pytest.raises(InputError, match=words):
         create_classifier("resnet38_narrow", weights=tmp_path / "resnet18.pth")
 
 

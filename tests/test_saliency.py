@@ -1,4 +1,5 @@
 """Saliency maps for one's own photographs: sizes, resume, faults; U2-Net-p against finished maps of real ones."""
+
 import sys
 
 import numpy as np
@@ -24,6 +25,7 @@ def field(number, value):
 
 def write_onnx(path, axis=1, size=320):
     "A model of one node, the mean over an axis: over the colours (1) it gives the brightness."
+
     def port(number, name, shape):
         dims = b"".join(field(1, field(1, d)) for d in shape)
         return field(number, field(1, name) + field(2, field(1, field(1, 1) + field(2, dims))))
@@ -31,7 +33,7 @@ def write_onnx(path, axis=1, size=320):
     shape = [1, 3, size, size]
     attribute = field(5, field(1, "axes") + field(8, axis) + field(20, 7))
     node = field(1, field(1, "image") + field(2, "saliency") + field(4, "ReduceMean") + attribute)
-    result = shape[:axis] + [1] + shape[axis + 1:]
+    result = shape[:axis] + [1] + shape[axis + 1 :]
     graph = node + field(2, "mean") + port(11, "image", shape) + port(12, "saliency", result)
     path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(2, 13)))
     return path
@@ -58,7 +60,7 @@ def test_map_lies_on_the_photograph(tmp_path, model, size):
     saliency = read_saliency(path, size).float()
     if min(size) >= 8:
         inside = saliency[: size[0] // 2 - 2, : size[1] // 2 - 2]
-        assert inside.min() > 150 and saliency[size[0] // 2 + 2:, size[1] // 2 + 2:].max() < 50
+        assert inside.min() > 150 and saliency[size[0] // 2 + 2 :, size[1] // 2 + 2 :].max() < 50
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
@@ -133,8 +135,18 @@ def test_bad_photographs(tmp_path, model):
     assert len(make_saliency([tmp_path, tmp_path / "a.jpg"], tmp_path / "out", model)) == 1  # the same file is no clash
 
 
-@pytest.mark.parametrize("name, near", [("u2nett", "u2net"), ("birefnet", "birefnet"), ("isnet", "isnet-"), ("", None),
-                                        ("sam", None), ("withoutbg", None), ("u2net_custom", "u2net")])
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("u2nett", "u2net"),
+        ("birefnet", "birefnet"),
+        ("isnet", "isnet-"),
+        ("", None),
+        ("sam", None),
+        ("withoutbg", None),
+        ("u2net_custom", "u2net"),
+    ],
+)
 def test_unknown_model(name, near):
     with pytest.raises(InputError, match="is not known") as error:
         open_detector(name)

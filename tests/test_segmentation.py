@@ -1,26 +1,47 @@
 "Networks, recipe, training and prediction: shapes, parameter groups, resume, faults."
+
 import dataclasses
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import tyro
 from huggingface_hub import constants as hub
 from torchvision import tv_tensors
 
 from wegformer.data import IGNORE, InputError, read_mask, write_mask
-from wegformer.deeplab import ASPP, CornerUpsample, DilatedVGG, LargeFOV, create_backbone
-from wegformer.segmentation import (MultiScale, RandomScale, SegmentationPairs, SegmenterConfig, create_segmenter,
-                                    load_segmenter, multi_scale_loss, parameter_groups, predict, predict_dataset, sample_mask, segmentation_loss,
-                                    train_segmenter)
+from wegformer.deeplab import ASPP, CornerUpsample, DilatedVGG, LargeFOV, MultiScale, create_backbone, sample_mask
+from wegformer.segmentation import (
+    NETWORKS,
+    SEGMENTER_PRESETS,
+    Network,
+    RandomScale,
+    SegmentationPairs,
+    SegmenterConfig,
+    create_segmenter,
+    load_segmenter,
+    multi_scale_loss,
+    parameter_groups,
+    predict,
+    predict_dataset,
+    segmentation_loss,
+    train_segmenter,
+)
 from wegformer.training import save_weights
 
 SMALL = dict(pretrained=False, frozen_bn=False, decoder_channels=16)
-NETWORKS = [(network, backbone) for network in ("deeplabv3plus", "deeplabv3", "deeplabv2") for backbone in ("resnet_toy", "vgg11")]
+PAIRS = [
+    (network, backbone)
+    for network in ("deeplabv3plus", "deeplabv3", "deeplabv2")
+    for backbone in ("resnet_toy", "vgg11")
+]
 
 
 def small(network="deeplabv3plus", backbone="resnet_toy", **changes):
     name = "largefov" if network == "deeplabv2" and backbone.startswith("vgg") else network
+    if name not in SEGMENTER_PRESETS:
+        name, changes = "deeplabv3plus", dict(network=network) | changes
     recipe = dict(crop=33, batch_size=2, steps=4, precision="no", test_scales=(1.0,), test_flip=False, crf=False)
     return SegmenterConfig.preset(name, **SMALL | dict(backbone=backbone) | recipe | changes)
 
@@ -47,7 +68,7 @@ class Shapes:
         h, w = self.size[0] + i, self.size[1] - 2 * i
         image, mask = torch.full((3, h, w), 30, dtype=torch.uint8), torch.zeros(h, w, dtype=torch.uint8)
         for c, (y, x) in ((1, (4 + i, 5)), (2, (20, 24 + i))):
-            image[2 * (c - 1), y:y + 14, x:x + 14], mask[y:y + 14, x:x + 14] = 220, c
+            image[2 * (c - 1), y : y + 14, x : x + 14], mask[y : y + 14, x : x + 14] = 220, c
         mask[:2] = IGNORE
         return image, mask
 
@@ -60,7 +81,8 @@ class Shapes:
 
 # ---- networks
 
-@pytest.mark.parametrize("network,backbone", NETWORKS)
+
+@pytest.mark.parametrize("network,backbone", PAIRS)
 @pytest.mark.parametrize("size", [(32, 32), (33, 65), (47, 61), (1, 1), (5, 70)])
 def test_logits_have_the_input_size(network, backbone, size):
     model = create_segmenter(small(network, backbone), 5).eval()
@@ -69,7 +91,7 @@ def test_logits_have_the_input_size(network, backbone, size):
     assert logits.shape == (2, 5, *size) and logits.dtype == torch.float32 and logits.isfinite().all()
 
 
-@pytest.mark.parametrize("network,backbone", NETWORKS)
+@pytest.mark.parametrize("network,backbone", PAIRS)
 def test_every_trainable_parameter_gets_a_gradient(network, backbone):
     model = create_segmenter(small(network, backbone, dropout=0.0), 4)
     model(torch.randn(2, 3, 65, 65)).square().mean().backward()
@@ -83,15 +105,16 @@ def test_backbone_strides(backbone, output_stride):
     with torch.no_grad():
         maps = net(torch.randn(1, 3, 65, 97))
     assert [tuple(m.shape[1:]) for m in maps] == [
-        (c, 64 // s + 1, 96 // s + 1) for c, s in zip(net.channels, [min(s, output_stride) for s in (2, 4, 8, 16, 32)])]
+        (c, 64 // s + 1, 96 // s + 1) for c, s in zip(net.channels, [min(s, output_stride) for s in (2, 4, 8, 16, 32)])
+    ]
 
 
 def test_vgg_keeps_strides_or_dilates():
-    convolutions = lambda net: [m for m in net.features if isinstance(m, torch.nn.Conv2d)]
     for output_stride, dilations in ((8, [1] * 10 + [2] * 3), (16, [1] * 13)):
         net = create_backbone("vgg16", output_stride, pretrained=False)
-        assert isinstance(net, DilatedVGG) and [m.dilation[0] for m in convolutions(net)] == dilations
-        assert all(m.padding == m.dilation for m in convolutions(net))
+        convolutions = [m for m in net.features if isinstance(m, torch.nn.Conv2d)]
+        assert isinstance(net, DilatedVGG) and [m.dilation[0] for m in convolutions] == dilations
+        assert all(m.padding == m.dilation for m in convolutions)
 
 
 @pytest.mark.parametrize("network,backbone", [("deeplabv3plus", "resnet_toy"), ("deeplabv2", "vgg11")])
@@ -122,7 +145,10 @@ def test_corner_upsample_keeps_cells_where_they_lie():
 def test_aspp_is_the_sum_of_its_branches():
     head = ASPP(6, 4, (1, 2, 3))
     x = torch.randn(1, 6, 9, 9)
-    by_hand = sum(torch.nn.functional.conv2d(x, c.weight, c.bias, padding=r, dilation=r) for c, r in zip(head.classifier, (1, 2, 3)))
+    by_hand = sum(
+        torch.nn.functional.conv2d(x, c.weight, c.bias, padding=r, dilation=r)
+        for c, r in zip(head.classifier, (1, 2, 3))
+    )
     assert torch.allclose(head([x]), by_hand, atol=1e-6)
     assert LargeFOV(6, 4, width=8)([x]).shape == (1, 4, 9, 9)
 
@@ -130,9 +156,13 @@ def test_aspp_is_the_sum_of_its_branches():
 def test_frozen_batch_norm_stays(tmp_path):
     config = small()
     save_weights(create_segmenter(config, 3), tmp_path / "whole.safetensors")
-    model = create_segmenter(dataclasses.replace(config, frozen_bn=True, weights=str(tmp_path / "whole.safetensors")), 3).train()
+    model = create_segmenter(
+        dataclasses.replace(config, frozen_bn=True, weights=str(tmp_path / "whole.safetensors")), 3
+    ).train()
     norms = [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert norms and not any(m.training for m in norms) and not any(p.requires_grad for m in norms for p in m.parameters())
+    assert (
+        norms and not any(m.training for m in norms) and not any(p.requires_grad for m in norms for p in m.parameters())
+    )
     before = [m.running_mean.clone() for m in norms]
     model(torch.randn(2, 3, 33, 33))
     assert all(torch.equal(a, m.running_mean) for a, m in zip(before, norms))
@@ -141,14 +171,19 @@ def test_frozen_batch_norm_stays(tmp_path):
 
 def test_normalisation_is_the_backbones():
     model = create_segmenter(small(backbone="tf_efficientnet_lite0"), 3)
-    assert torch.allclose(model.normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)), torch.ones(1, 3, 2, 2))  # mean .5, std .5
+    assert torch.allclose(
+        model.normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)), torch.ones(1, 3, 2, 2)
+    )  # mean .5, std .5
     model = create_segmenter(small(), 3)
     x = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    expected = (x / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    expected = (x / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
     assert torch.allclose(model.normalize(x), expected, atol=1e-5)
 
 
 # ---- weights
+
 
 def test_local_backbone_weights_in_half_precision(tmp_path):
     source = create_backbone("vgg11", 16, pretrained=False)
@@ -167,11 +202,17 @@ def test_real_vgg16_weights(shared):
         create_segmenter(small(weights=str(path)), 21)
 
 
-@pytest.mark.parametrize("break_it,message", [
-    (lambda s: s | {"features.0.weight": torch.zeros(64, 3, 5, 5)}, r"features.0.weight.*\(64, 3, 5, 5\).*expected \(64, 3, 3, 3\)"),
-    (lambda s: {k: v for k, v in s.items() if k != "features.3.bias"}, "has no 'features.3.bias'"),
-    (lambda s: s | {"what.is.this": torch.zeros(1)}, "what.is.this"),
-])
+@pytest.mark.parametrize(
+    "break_it,message",
+    [
+        (
+            lambda s: s | {"features.0.weight": torch.zeros(64, 3, 5, 5)},
+            r"features.0.weight.*\(64, 3, 5, 5\).*expected \(64, 3, 3, 3\)",
+        ),
+        (lambda s: {k: v for k, v in s.items() if k != "features.3.bias"}, "has no 'features.3.bias'"),
+        (lambda s: s | {"what.is.this": torch.zeros(1)}, "what.is.this"),
+    ],
+)
 def test_weights_of_another_backbone_are_refused(tmp_path, break_it, message):
     state = create_backbone("vgg11", 16, pretrained=False).state_dict()
     safetensors.torch.save_file(break_it(state), tmp_path / "other.safetensors")
@@ -205,8 +246,15 @@ def test_offline_says_what_to_do(monkeypatch, tmp_path):
         create_backbone("resnet10t", 16, pretrained=True)
 
 
-@pytest.mark.parametrize("name,message", [("resnet_102", "not known to timm.*resnet10"), ("vit_tiny_patch16_224", "output stride"),
-                                          ("convnext_atto", "strides"), ("resnet10t.nope", "nope")])
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("resnet_102", "not known to timm.*resnet10"),
+        ("vit_tiny_patch16_224", "output stride"),
+        ("convnext_atto", "strides"),
+        ("resnet10t.nope", "nope"),
+    ],
+)
 def test_unfit_backbones(name, message):
     with pytest.raises(InputError, match=message):
         create_backbone(name, 16, pretrained=False)
@@ -214,10 +262,29 @@ def test_unfit_backbones(name, message):
 
 # ---- config
 
-@pytest.mark.parametrize("field,value", [
-    ("network", "unet"), ("output_stride", 4), ("atrous_rates", (6, 12)), ("atrous_rates", (0, 1, 2)), ("dropout", 1.0), ("crop", 0), ("batch_size", 1),
-    ("steps", 0), ("scale_range", (1.5, 0.5)), ("scale_range", (0.0, 1.0)), ("lr", -1.0), ("loss_scales", ()), ("loss_scales", (0.5, 1.0)),
-    ("test_scales", ()), ("test_scales", (0.0,)), ("weight_decay", -1e-4), ("precision", "fp8")])
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("network", "unet"),
+        ("output_stride", 4),
+        ("atrous_rates", (6, 12)),
+        ("atrous_rates", (0, 1, 2)),
+        ("dropout", 1.0),
+        ("crop", 0),
+        ("batch_size", 1),
+        ("steps", 0),
+        ("scale_range", (1.5, 0.5)),
+        ("scale_range", (0.0, 1.0)),
+        ("lr", -1.0),
+        ("loss_scales", ()),
+        ("loss_scales", (0.5, 1.0)),
+        ("test_scales", ()),
+        ("test_scales", (0.0,)),
+        ("weight_decay", -1e-4),
+        ("precision", "fp8"),
+    ],
+)
 def test_bad_settings_name_the_field(field, value):
     with pytest.raises(InputError, match=rf"SegmenterConfig\.{field} is .*expected"):
         SegmenterConfig(**{field: value})
@@ -239,7 +306,36 @@ def test_presets():
         SegmenterConfig.preset("deeplabv2", learning_rate=1)
 
 
+def test_the_registry_is_what_a_config_and_the_command_line_admit(tmp_path, monkeypatch):
+    "A network that is registered can be configured, chosen, trained, stored and loaded, all by its name."
+
+    def head(config, channels, num_classes):
+        head = torch.nn.Sequential()
+        head.classifier = torch.nn.Conv2d(channels[-1], num_classes, 1)
+        head.forward = lambda features: head.classifier(features[-1])
+        return head
+
+    assert list(NETWORKS) == ["deeplabv3plus", "deeplabv3", "deeplabv2"] and set(SEGMENTER_PRESETS) == {
+        *NETWORKS,
+        "largefov",
+    }
+    with pytest.raises(InputError, match="deeplabv3plus, deeplabv3, deeplabv2"):
+        SegmenterConfig(network="new")
+    with pytest.raises(SystemExit):
+        tyro.cli(SegmenterConfig, args=["--network", "new"])
+    monkeypatch.setitem(NETWORKS, "new", Network("New", head, dilations=2))
+    assert tyro.cli(SegmenterConfig, args=["--network", "new", "--atrous-rates", "1", "2"]).network == "new"
+    with pytest.raises(InputError, match="atrous_rates.*2 positive dilations for new"):
+        SegmenterConfig(network="new")
+    config = small(network="new", atrous_rates=(1, 2), batch_size=1)
+    model, _ = train_segmenter(config, Shapes(), tmp_path)
+    again, loaded, _ = load_segmenter(tmp_path / "model.safetensors")
+    image = Shapes().image(0)
+    assert loaded == config and torch.equal(predict(model, image), predict(again, image))
+
+
 # ---- recipe
+
 
 def test_parameter_groups_of_v2():
     config = small("deeplabv2")
@@ -251,7 +347,7 @@ def test_parameter_groups_of_v2():
     assert {id(p) for p in biases["params"]} == {id(c.bias) for c in model.head.classifier}
 
 
-@pytest.mark.parametrize("network,backbone", NETWORKS)
+@pytest.mark.parametrize("network,backbone", PAIRS)
 def test_parameter_groups_hold_everything_once(network, backbone):
     config = small(network, backbone)
     model = create_segmenter(config, 3)
@@ -305,6 +401,7 @@ def test_sample_mask_reads_where_cells_lie(size, cells):
 
 # ---- data
 
+
 @pytest.mark.parametrize("crop", [17, 40, 96])
 @pytest.mark.parametrize("scale_range", [(0.5, 0.5), (0.5, 1.5), (2.0, 2.0)])
 def test_pairs_have_the_crop_size_and_known_values(crop, scale_range):
@@ -322,15 +419,69 @@ def test_random_scale_keeps_image_and_mask_together():
     torch.manual_seed(0)
     sizes = set()
     for _ in range(20):
-        image, mask = RandomScale(0.5, 1.5)(tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(40, 60)))
+        image, mask = RandomScale(0.5, 1.5)(
+            tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(40, 60))
+        )
         assert image.shape[1:] == mask.shape and 20 <= mask.shape[0] <= 60
         sizes.add(tuple(mask.shape))
     assert len(sizes) > 5
 
 
+class Tiles:
+    "A picture of 20-pixel tiles; its red channel is 20 times its mask."
+
+    def __len__(self):
+        return 1
+
+    def mask(self, i):
+        rows, columns = torch.arange(60)[:, None] // 20, torch.arange(80) // 20
+        return tv_tensors.Mask((rows * 3 + columns).to(torch.uint8))
+
+    def image(self, i):
+        return tv_tensors.Image(self.mask(i).expand(3, -1, -1) * 20)
+
+
+def test_image_and_mask_move_alike_to_the_pixel():
+    "Away from the tiles' borders, where the image is interpolated, the red channel is still the mask."
+    tiles = SegmentationPairs(Tiles(), small(scale_range=(0.8, 2.0), crop=64))
+    for _ in range(10):
+        image, mask = tiles[0]
+        area, red, mask = mask[None].float(), image[0, 2:-2, 2:-2], mask[2:-2, 2:-2]
+        inside = (torch.nn.functional.max_pool2d(area, 5, 1) == -torch.nn.functional.max_pool2d(-area, 5, 1))[0] & (
+            mask != IGNORE
+        )
+        assert inside.sum() > 500 and torch.equal(red[inside], mask[inside] * 20)
+
+
 # ---- training
 
-@pytest.mark.parametrize("network,backbone", [("deeplabv3plus", "resnet_toy"), ("deeplabv2", "resnet_toy"), ("deeplabv2", "vgg11")])
+
+def test_a_few_pictures_are_learned_by_heart(tmp_path):
+    "A small network, from random weights, without augmentation."
+    from wegformer.data import VOCDataset
+    from wegformer.toyvoc import make_toy_voc
+
+    data = VOCDataset(make_toy_voc(train=24, val=8), "train")
+    data.ids = data.ids[:4]
+    config = small(
+        decoder_channels=64,
+        atrous_rates=(1, 2, 4),
+        dropout=0.0,
+        crop=129,
+        lr=0.1,
+        backbone_lr=1.0,
+        batch_size=4,
+        steps=120,
+        scale_range=(1.0, 1.0),
+        hflip=False,
+    )
+    _, history = train_segmenter(config, data, tmp_path)
+    assert history[-1]["loss"] < history[0]["loss"] / 4
+
+
+@pytest.mark.parametrize(
+    "network,backbone", [("deeplabv3plus", "resnet_toy"), ("deeplabv2", "resnet_toy"), ("deeplabv2", "vgg11")]
+)
 def test_training_and_reloading(network, backbone, tmp_path):
     data = Shapes()
     model, history = train_segmenter(small(network, backbone), data, tmp_path)
@@ -348,7 +499,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed_at):
     for cut in (3, 4):
         with killed_at(torch.optim.SGD, "step", cut + 1):
             train_segmenter(config, data, tmp_path / f"cut{cut}", seed=5, checkpoint_every=2)
-        assert (tmp_path / f"cut{cut}" / "checkpoint.pt").is_file() and not (tmp_path / f"cut{cut}" / "model.safetensors").exists()
+        assert (tmp_path / f"cut{cut}" / "checkpoint.pt").is_file() and not (
+            tmp_path / f"cut{cut}" / "model.safetensors"
+        ).exists()
         resumed, again = train_segmenter(config, data, tmp_path / f"cut{cut}", seed=5, checkpoint_every=2)
         assert again == history
         assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
@@ -356,8 +509,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed_at):
 
 def test_seed_and_workers(tmp_path):
     config, data = small(), Shapes()
-    weights = [train_segmenter(config, data, tmp_path / str(i), seed=seed, workers=workers)[0].state_dict()
-               for i, (seed, workers) in enumerate([(0, 0), (0, 2), (1, 0)])]
+    weights = [
+        train_segmenter(config, data, tmp_path / str(i), seed=seed, workers=workers)[0].state_dict()
+        for i, (seed, workers) in enumerate([(0, 0), (0, 2), (1, 0)])
+    ]
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
     assert any(not torch.equal(a, b) for a, b in zip(weights[0].values(), weights[2].values()))
 
@@ -372,6 +527,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
 def test_missing_pseudo_label_is_named_before_training(tmp_path):
     from wegformer.data import VOCDataset
     from wegformer.toyvoc import make_toy_voc
+
     root = make_toy_voc(tmp_path / "toy", train=3, val=1)
     ids = VOCDataset(root, "train").ids
     write_mask(tmp_path / "labels" / f"{ids[0]}.png", VOCDataset(root, "train").mask(0))
@@ -387,13 +543,17 @@ def test_bf16_trains(tmp_path):
 
 def test_foreign_file_is_no_segmenter(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    safetensors.torch.save_file(
+        {"a": torch.zeros(1)}, tmp_path / "d.safetensors", {"config": "InitialConfig(images=8000)", "classes": "[]"}
+    )
     (tmp_path / "b.safetensors").write_bytes(b"nothing")
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         with pytest.raises(InputError, match=f"{name}.safetensors"):
             load_segmenter(tmp_path / f"{name}.safetensors")
 
 
 # ---- prediction
+
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 53), (1, 9), (90, 17)])
 @pytest.mark.parametrize("scales,flip", [((1.0,), False), ((0.5, 1.0, 1.5), True)])
@@ -408,7 +568,10 @@ def test_probabilities_at_full_resolution(size, scales, flip):
 def test_flip_makes_prediction_mirror():
     model = create_segmenter(small(), 4).eval()
     image = torch.randint(0, 256, (3, 45, 71), dtype=torch.uint8)
-    a, b = predict(model, image, scales=(0.75, 1.0), flip=True), predict(model, image.flip(-1), scales=(0.75, 1.0), flip=True)
+    a, b = (
+        predict(model, image, scales=(0.75, 1.0), flip=True),
+        predict(model, image.flip(-1), scales=(0.75, 1.0), flip=True),
+    )
     assert torch.allclose(a, b.flip(-1), atol=1e-5)
     assert not torch.allclose(predict(model, image), predict(model, image.flip(-1)).flip(-1), atol=1e-5)
 
@@ -446,7 +609,9 @@ def test_crf_at_test_time(tmp_path, workers):
     data, model = Shapes(2), create_segmenter(small(), 3).eval()
     predict_dataset(model, data, tmp_path, crf=crf.CRFParams(), workers=workers)
     for i in range(2):
-        expected = torch.as_tensor(crf.dense_crf(data.image(i), predict(model, data.image(i)), crf.CRFParams())).argmax(0)
+        expected = torch.as_tensor(crf.dense_crf(data.image(i), predict(model, data.image(i)), crf.CRFParams())).argmax(
+            0
+        )
         assert torch.equal(read_mask(tmp_path / f"id_{i}.png").as_subclass(torch.Tensor).long(), expected.long())
 
 

@@ -26,7 +26,9 @@ def train(out, steps=12, seed=0, **kwargs):
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return model, fit(model, loss_fn, optimizer, Points(), steps=steps, batch_size=4, out=out, seed=seed, device="cpu", **kwargs)
+    return model, fit(
+        model, loss_fn, optimizer, Points(), steps=steps, batch_size=4, out=out, seed=seed, device="cpu", **kwargs
+    )
 
 
 @pytest.mark.parametrize("n, batch", [(1, 1), (1, 3), (7, 4), (8, 4), (3, 10)])
@@ -38,7 +40,7 @@ def test_batches_cover_every_epoch_evenly(n, batch, world):
     assert stream == [place for b in whole for place in sorted(b)]
     flat = [i for b in whole for i, _ in b]
     for epoch in range(len(flat) // n):
-        assert sorted(flat[epoch * n:(epoch + 1) * n]) == list(range(n))
+        assert sorted(flat[epoch * n : (epoch + 1) * n]) == list(range(n))
     assert len({seed for b in whole for _, seed in b}) == len(flat)
 
 
@@ -65,16 +67,35 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = nn.Linear(3, 1)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        fit(model, lambda m, b: m(b[0]).mean() * float("nan"), torch.optim.SGD(model.parameters(), lr=1.0), Points(), steps=3, batch_size=2,
-            out=tmp_path, device="cpu")
+        fit(
+            model,
+            lambda m, b: m(b[0]).mean() * float("nan"),
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            Points(),
+            steps=3,
+            batch_size=2,
+            out=tmp_path,
+            device="cpu",
+        )
 
 
 def test_evaluation_rows_and_schedule(tmp_path):
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     seen = []
-    history = fit(model, loss_fn, optimizer, Points(), steps=7, batch_size=2, out=tmp_path, device="cpu", schedule=poly(7, 1.0),
-                  evaluate=lambda m: seen.append(m.training) or dict(score=1.0), evaluate_every=3)
+    history = fit(
+        model,
+        loss_fn,
+        optimizer,
+        Points(),
+        steps=7,
+        batch_size=2,
+        out=tmp_path,
+        device="cpu",
+        schedule=poly(7, 1.0),
+        evaluate=lambda m: seen.append(m.training) or dict(score=1.0),
+        evaluate_every=3,
+    )
     assert [row["step"] for row in history if "score" in row] == [3, 6, 7] and seen == [False] * 3
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 / 7) and not model.training
     assert cosine(10)(0) == 1.0 and cosine(40)(0) == 1 / 3
@@ -89,14 +110,17 @@ def test_two_processes_train_as_one(tmp_path):
         "    def __len__(self): return 10\n"
         "    def __getitem__(self, i): return torch.randn(3), torch.tensor([float(i % 2)])\n"
         "torch.manual_seed(5); model = nn.Linear(3, 1)\n"
-        "fit(model, lambda m, b: (m(b[0]) - b[1]).square().mean(), torch.optim.SGD(model.parameters(), lr=0.1), Points(), steps=6, batch_size=4,\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "fit(model, lambda m, b: (m(b[0]) - b[1]).square().mean(), optimizer, Points(), steps=6, batch_size=4,\n"
         "    out=sys.argv[1], device='cpu')\n"
-        "torch.save(model.state_dict(), sys.argv[1] + f'/w{torch.distributed.get_rank() if torch.distributed.is_initialized() else 9}.pt')\n")
+        "rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 9\n"
+        "torch.save(model.state_dict(), sys.argv[1] + f'/w{rank}.pt')\n"
+    )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=env)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511", script, tmp_path / "two"], check=True,
-                   env=env, capture_output=True)
+    two = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511", script, tmp_path / "two"]
+    subprocess.run([sys.executable, *two], check=True, env=env, capture_output=True)
     one = torch.load(tmp_path / "one" / "w9.pt", weights_only=True)
     for rank in (0, 1):
         two = torch.load(tmp_path / "two" / f"w{rank}.pt", weights_only=True)
@@ -105,8 +129,11 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_weights_name_the_first_difference(tmp_path):
     save_weights(nn.Linear(3, 4), tmp_path / "w.safetensors")
-    for model, words in [(nn.Linear(3, 5), r"'weight' is \(4, 3\), expected \(5, 3\)|'bias' is \(4,\), expected \(5,\)"),
-                         (nn.Linear(3, 4, bias=False), "it holds 'bias'"), (nn.Sequential(nn.Linear(3, 4)), "it has no '0.weight'")]:
+    for model, words in [
+        (nn.Linear(3, 5), r"'weight' is \(4, 3\), expected \(5, 3\)|'bias' is \(4,\), expected \(5,\)"),
+        (nn.Linear(3, 4, bias=False), "it holds 'bias'"),
+        (nn.Sequential(nn.Linear(3, 4)), "it has no '0.weight'"),
+    ]:
         with pytest.raises(InputError, match=words):
             load_weights(model, tmp_path / "w.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-5])

@@ -21,7 +21,8 @@ import tyro
 from .attention import attention_maps
 from .classifier import load_classifier, normalize, patch_size, resize_to_patches
 from .config import Config, difference, preset
-from .data import InputError, VOCDataset, atomic_write, check, read_image, write_mask
+from .check import check
+from .data import InputError, VOCDataset, atomic_write, read_image, write_mask
 from .evaluation import evaluate, export_voc_server
 from .experiment import format_table
 from .extras.distillation import DistilConfig, distil, find_photographs

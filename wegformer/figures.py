@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'show_image', 'show_map', 'colour_label', 'show_label', 's
            'show_bars']
 
 # %% ../nbs/workshop/03_figures.ipynb #11b225e8
-from typing import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,7 +32,7 @@ def show_image(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    "Draw a photograph."
+    "Draw a picture."
     ax = _axis(ax, title)
     ax.imshow(np.asarray(image).transpose(1, 2, 0))
     return ax
@@ -43,13 +43,13 @@ def show_map(
     image: torch.Tensor | None = None,  # (3, H, W) uint8, to lay it over
     ax: Axes | None = None,
     title: str | None = None,
-    alpha: float = 0.65,  # how much of the map covers the photograph
+    alpha: float = 0.65,  # how much of the map covers the picture
 ) -> Axes:
-    "Draw a heat map, over the grey photograph if one is given."
-    ax = _axis(ax, title)
+    "Draw a heat map, over the grey picture if one is given."
+    ax, alpha = _axis(ax, title), 1.0 if image is None else alpha
     if image is not None:
         ax.imshow(np.asarray(image).transpose(1, 2, 0).mean(-1), cmap="gray", vmin=0, vmax=255)
-    ax.imshow(np.asarray(attention, dtype=np.float32), cmap="inferno", vmin=0, vmax=1, alpha=alpha if image is not None else 1.0)
+    ax.imshow(np.asarray(attention, dtype=np.float32), cmap="inferno", vmin=0, vmax=1, alpha=alpha)
     return ax
 
 # %% ../nbs/workshop/03_figures.ipynb #bd2a0915
@@ -58,7 +58,7 @@ def colour_label(
     image: torch.Tensor | None = None,  # (3, H, W) uint8, to lay it over
     alpha: float = 0.65,
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "A label in VOC's colours, over the photograph if one is given (the background stays clear)."
+    "A mask in VOC's colours, over the picture if one is given (the background stays clear)."
     label = np.asarray(label)
     colours = PALETTE[label].astype(np.float32)
     if image is not None:
@@ -66,6 +66,7 @@ def colour_label(
         colours = shown * colours + (1 - shown) * np.asarray(image).transpose(1, 2, 0)
     return colours.round().astype(np.uint8)
 
+# %% ../nbs/workshop/03_figures.ipynb #f3a55e05
 def show_label(
     label: torch.Tensor,  # (H, W) uint8
     image: torch.Tensor | None = None,  # (3, H, W) uint8
@@ -79,7 +80,7 @@ def show_label(
 
 # %% ../nbs/workshop/03_figures.ipynb #f8fe0824
 def show_grid(
-    rows: Sequence[Sequence[Callable[[Axes], object] | None]],  # rows of cells; a cell draws on the axis it gets; None stays empty
+    rows: Sequence[Sequence[Callable[[Axes], object] | None]],  # rows of cells; a cell draws on its axis; None is empty
     columns: Sequence[str] = (),  # titles above the first row
     names: Sequence[str] = (),  # titles left of each row
     size: float = 1.5,  # inches a cell
@@ -95,7 +96,8 @@ def show_grid(
             if r == 0 and c < len(columns):
                 axes[r, c].set_title(columns[c], fontsize=8)
         if r < len(names):
-            axes[r, 0].text(-0.06, 0.5, names[r], transform=axes[r, 0].transAxes, rotation=90, ha="right", va="center", fontsize=8)
+            axes[r, 0].text(-0.06, 0.5, names[r], transform=axes[r, 0].transAxes, rotation=90,
+                            ha="right", va="center", fontsize=8)
     return fig
 
 def class_legend(
@@ -109,24 +111,29 @@ def class_legend(
     fig.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=7, frameon=False)
 
 # %% ../nbs/workshop/03_figures.ipynb #d97ea5f6
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito
+
 def show_history(
     history: Sequence[Mapping[str, float]],  # rows with "step" and a value or two
     keys: Sequence[str] = ("loss",),  # which values; the second gets an axis of its own on the right
     ax: Axes | None = None,
+    label: str | None = None,  # of the first value's line, for a legend
+    colour: str = COLOURS[0],  # of the first value's line
+    style: str = "-",  # of its stroke, as matplotlib names it
 ) -> Axes:
     "Draw what a training recorded."
     ax = ax if ax is not None else plt.subplots(figsize=(4, 2.2), layout="constrained")[1]
     for k, key in enumerate(keys):
-        axis, colour = (ax, "#0072b2") if k == 0 else (ax.twinx(), "#d55e00")
+        axis, tint = (ax, colour) if k == 0 else (ax.twinx(), "#d55e00")
         rows = [row for row in history if key in row]
-        axis.plot([row["step"] for row in rows], [row[key] for row in rows], color=colour, marker="." if len(rows) < 20 else None)
-        axis.set_ylabel(key, color=colour)
+        steps, values = [row["step"] for row in rows], [row[key] for row in rows]
+        axis.plot(steps, values, style if k == 0 else "-", color=tint, marker="." if len(rows) < 20 else None,
+                  label=label if k == 0 else None)
+        axis.set_ylabel(key, color=tint)
     ax.set_xlabel("step")
     return ax
 
 # %% ../nbs/workshop/03_figures.ipynb #1537e58c
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito
-
 def show_bars(
     groups: Sequence[str],  # names along the axis
     bars: Mapping[str, Sequence[float | None]],  # what is measured -> a value for each group
@@ -136,8 +143,8 @@ def show_bars(
     fig, ax = plt.subplots(figsize=(max(3.4, 0.5 + 0.42 * len(groups) * len(bars)), 2.3), layout="constrained")
     width, places = 0.8 / len(bars), np.arange(len(groups))
     for k, (name, values) in enumerate(bars.items()):
-        heights = [np.nan if v is None else v for v in values]
-        drawn = ax.bar(places + (k - (len(bars) - 1) / 2) * width, heights, 0.92 * width, label=name, color=COLOURS[k % len(COLOURS)])
+        heights, colour = [np.nan if v is None else v for v in values], COLOURS[k % len(COLOURS)]
+        drawn = ax.bar(places + (k - (len(bars) - 1) / 2) * width, heights, 0.92 * width, label=name, color=colour)
         ax.bar_label(drawn, ["" if v is None else f"{v:.1f}" for v in values], fontsize=6.5, padding=1)
     ax.set_xticks(places, groups, fontsize=8)
     ax.set_ylabel(label, fontsize=8)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .kernels.launch import use_kernels
+from .kernels.launch import call_kernel, use_kernels
 from .rules import add_rule, divide, fork_rule, linear_rule, norm_rule
 from .vit import head_layer, head_tokens, precise, precise_mode, run_blocks
 
@@ -130,7 +130,8 @@ def _class_token_row(
     S, G = (None if x is None else x.detach().unflatten(-1, (M.shape[1], -1)) for x in (S, G))  # (P, n, h, d)
     if seen.kernel:
         from wegformer.kernels.cls_relevance import cls_relevance
-        return cls_relevance(seen.V, M[:, :, 0], S[:, 0], None if G is None else G[:, 0], image, clamp)
+        own = None if G is None else G[:, 0]
+        return call_kernel(cls_relevance, seen.V, M[:, :, 0], S[:, 0], own, image, clamp=clamp)
     product = value_products(S if G is None else torch.cat([S, G], 1), seen.V, image)  # (P, n or 2n, h, N)
     A = M[image].transpose(1, 2) * product[:, :n] / 2  # (P, n, h, N)
     if G is not None:

@@ -5,6 +5,7 @@
 
 Each archive stands alone. JPEG and PNG are compressed already, so the archives are not.
 """
+
 import argparse
 import tarfile
 from pathlib import Path
@@ -16,8 +17,13 @@ MODELS = ("tf_efficientnet_lite2_imagenet.safetensors", "vgg16_imagenet_features
 
 def files(voc: Path, models: Path) -> list[tuple[Path, str]]:  # (file, its name in the archive)
     names = [n for split in ("train_aug", "val") for n in read_split(voc, split)]
-    inside = [Path("cls_labels.npy"), *(Path("ImageSets/Segmentation") / f"{split}.txt" for split in ("train_aug", "val"))]
-    inside += [Path("JPEGImages") / f"{n}.jpg" for n in names] + [Path("SegmentationClassAug") / f"{n}.png" for n in names]
+    inside = [
+        Path("cls_labels.npy"),
+        *(Path("ImageSets/Segmentation") / f"{split}.txt" for split in ("train_aug", "val")),
+    ]
+    inside += [Path("JPEGImages") / f"{n}.jpg" for n in names] + [
+        Path("SegmentationClassAug") / f"{n}.png" for n in names
+    ]
     inside += sorted(p.relative_to(voc) for p in (voc / "saliency").rglob("*.png"))
     return [(models / name, f"models/{name}") for name in MODELS] + [(voc / path, f"VOC2012/{path}") for path in inside]
 
@@ -41,10 +47,11 @@ def main() -> None:
         left -= size
     args.out.mkdir(parents=True, exist_ok=True)
     for k, content in enumerate(archives):
-        with tarfile.open(args.out / f"voc_subset_{k}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        target = args.out / f"voc_subset_{k}.tar"
+        with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as archive:
             for path, name in content:
                 archive.add(path.resolve(), name)
-        print(f"{args.out / f'voc_subset_{k}.tar'}: {len(content)} files, {(args.out / f'voc_subset_{k}.tar').stat().st_size / 2**20:.1f} MiB")
+        print(f"{target}: {len(content)} files, {target.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

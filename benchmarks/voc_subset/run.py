@@ -2,25 +2,33 @@
 
     python benchmarks/voc_subset/run.py --voc VOC2012 --models MODELS --budget cpu --out runs/voc_subset
 
-VOC2012 is a folder in VOC's layout, with saliency maps; MODELS holds tf_efficientnet_lite2_imagenet.safetensors (the teacher) and
-vgg16_imagenet_features.safetensors (DeepLab's initial weights). Every step is skipped where its result lies in OUT, and goes on where it was killed:
+VOC2012 is a folder in VOC's layout, with saliency maps; MODELS holds tf_efficientnet_lite2_imagenet.safetensors (the
+teacher) and vgg16_imagenet_features.safetensors (DeepLab's initial weights). Every step is skipped where its result
+lies in OUT, and goes on where it was killed:
 
-    data      a VOC folder of links, whose lists leave out training photographs with painted-in boxes (painted.txt), and name a hold-out and a quarter of it
+    data      a VOC folder of links, whose lists leave out training photographs with painted-in boxes (painted.txt), and
+              name a hold-out and a quarter of it
     distil    a ViT learns from the teacher, on the training photographs without the hold-out, without labels
-    probe     what the teacher's features know, and the student's: a linear classifier on them, for comparison alone; the student's on the hold-out
-    tune      the classifier on the rest of the training photographs, measured on the hold-out: where its recipe was chosen
+    probe     what the teacher's features know, and the student's: a linear classifier on them, for comparison alone;
+              the student's on the hold-out
+    tune      the classifier on the rest of the training photographs, measured on the hold-out: where its recipe was
+              chosen
     maps      which heat map points at the object: that classifier on a quarter of the hold-out
     ladder    classifier, maps, labels, networks: nbs/extras/ladder.ipynb, measured on val once
     seeds     with several --seeds: the full method with the chosen rule, and the trivial one, for each of them
     sweep     the label rule's values on the hold-out's maps: nbs/extras/sensitivity.ipynb
-    record    all results and small figures into a folder, without a path of this machine (only when asked for: --record FOLDER)
+    record    all results and small figures into benchmarks/results/NAME, without a path of this machine (only when
+              asked for: --record NAME)
 
-Val photographs enter neither distillation nor training nor a choice. The configuration of a budget is BUDGET.json beside this file.
+Val photographs enter neither distillation nor training nor a choice. The configuration of a budget is BUDGET.json
+beside this file.
 """
+
 import argparse
 import dataclasses
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -47,12 +55,15 @@ from wegformer.reproduce import reproduce
 from wegformer.training import default_device
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import records
+
 CLASSES = ["cat", "chair", "cow", "dog", "horse", "person", "sheep", "sofa"]  # those with 10 or more val photographs
 HOLDOUT = 200  # training photographs
 
 
 def lay_out(voc: Path, out: Path) -> Path:
-    "A VOC folder of links to `voc` with lists of its own: train (clean), fit and holdout (its two parts), choice (a quarter of the hold-out), val."
+    "A VOC folder of links with lists: train (clean), its parts fit and holdout, choice (of the hold-out), val."
     painted = set((HERE / "painted.txt").read_text().split())
     train, val = [i for i in read_split(voc, "train_aug") if i not in painted], read_split(voc, "val")
     assert not set(train) & set(val), "a photograph is in train and in val"
@@ -76,11 +87,14 @@ def keep(path: Path, **result) -> dict:
     return result
 
 
-def record(out: Path, models: Path, target: Path) -> None:
-    "Copy every result that is there, and its figures, made smaller."
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(out.glob("*.json")):
-        (target / path.name).write_text(path.read_text().replace(str(models.resolve()), "MODELS").replace(str(out), "OUT").rstrip() + "\n")
+def record(out: Path, models: Path, name: str) -> None:
+    "Keep every result that is there (benchmarks/records.py), and its figures, made smaller."
+
+    def clean(text: str) -> str:
+        return text.replace(str(models.resolve()), "MODELS").replace(str(out), "OUT")
+
+    results = {path.stem: json.loads(clean(path.read_text())) for path in sorted(out.glob("*.json"))}
+    target = records.record(results, name)
     for path in sorted(out.glob("*_*.png")):
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((1000, 1000))
@@ -88,7 +102,7 @@ def record(out: Path, models: Path, target: Path) -> None:
 
 
 def probe_stage(root: Path, network: str, weights: Path, train_split: str, val_split: str, side: int) -> Stage:
-    "What a network's pooled features of whole photographs know: a logistic regression for each class on them, as they stand."
+    "What a network's pooled features of whole photographs know: a logistic regression for each class on them."
     train, val = (VOCDataset(root, split, labels="npy") for split in (train_split, val_split))
 
     @torch.inference_mode()
@@ -103,7 +117,12 @@ def probe_stage(root: Path, network: str, weights: Path, train_split: str, val_s
                 rows.append(model.forward_head(model.forward_features(x), pre_logits=True)[0].float().cpu())
             return torch.stack(rows).numpy()
 
-        x, y, xv, yv = features(train), np.stack([train.labels(i) for i in range(len(train))]), features(val), torch.stack([val.labels(i) for i in range(len(val))])
+        x, y, xv, yv = (
+            features(train),
+            np.stack([train.labels(i) for i in range(len(train))]),
+            features(val),
+            torch.stack([val.labels(i) for i in range(len(val))]),
+        )
         mean, std = x.mean(0), x.std(0) + 1e-6
         x, xv = (x - mean) / std, (xv - mean) / std
         logits = np.full(yv.shape, -np.inf, dtype=np.float32)
@@ -113,7 +132,11 @@ def probe_stage(root: Path, network: str, weights: Path, train_split: str, val_s
         AP = without_nan(dict(zip(val.classes[1:], average_precision(torch.from_numpy(logits), yv).tolist())))
         return dict(mAP=mean_over(AP), AP=AP)
 
-    return Stage("probe", dict(network=network, weights=_initial(False, str(weights), network), train=train.ids, val=val.ids, side=side), make)
+    return Stage(
+        "probe",
+        dict(network=network, weights=_initial(False, str(weights), network), train=train.ids, val=val.ids, side=side),
+        make,
+    )
 
 
 MAPS = {
@@ -129,34 +152,77 @@ MAPS = {
 
 
 def maps_stage(config: Config, chosen: dict, workers: int = 0) -> Stage:
-    "Kinds of maps: area under the curve, mIoU of the bare maps at the background that suits them best, mIoU of the labels made from them, also with `chosen` values of the rule."
-    voc, rule, threshold = VOCDataset(config.data.voc_root, "choice", labels="npy"), table2_rules()["+ EPOM*"], config.labels.threshold
+    """Kinds of maps: area under the curve, mIoU of the bare maps at their best background, and mIoU of the
+    labels made from them, also with `chosen` values of the rule."""
+    voc, rule, threshold = (
+        VOCDataset(config.data.voc_root, "choice", labels="npy"),
+        table2_rules()["+ EPOM*"],
+        config.labels.threshold,
+    )
     rules = dict(labels=rule, chosen=dataclasses.replace(rule, **chosen))
     some, ids = ["background", *CLASSES], range(len(voc))
 
     def make(out: Path, needs: dict) -> dict:
         model = load_classifier(needs["classifier"] / "model.safetensors")[0].to(default_device())
-        masks, classes, saliency = ([read(i) for i in ids] for read in (voc.mask, voc.class_ids, lambda i: voc.saliency(i, next(iter(voc.saliency_folders)))))
+        masks, classes, saliency = (
+            [read(i) for i in ids]
+            for read in (voc.mask, voc.class_ids, lambda i: voc.saliency(i, next(iter(voc.saliency_folders))))
+        )
 
         def quality(labels: list[torch.Tensor]) -> dict:
-            "mIoU over nine classes of the pixels that are labelled, and of all, those that are not taken for background; the share of those that are not; percent."
-            over = lambda ignored_as: mean_over(dict(zip(voc.classes, (100 * iou(confusion(zip(labels, masks), len(voc.classes), ignored_as))).tolist())), some)
-            return dict(miou=over(IGNORE), strict=over(0), ignored=100 * sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels))
+            "mIoU over nine classes, ignored pixels left out or taken for background, and their share; percent."
 
-        rows = [dict(name="salient pixels, first class", labels=quality([trivial_label(s, c, threshold) for s, c in zip(saliency, classes)]))]
+            def over(ignored_as: int) -> float:
+                of_class = 100 * iou(confusion(zip(labels, masks), len(voc.classes), ignored_as))
+                return mean_over(dict(zip(voc.classes, of_class.tolist())), some)
+
+            return dict(
+                miou=over(IGNORE),
+                strict=over(0),
+                ignored=100 * sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels),
+            )
+
+        rows = [
+            dict(
+                name="salient pixels, first class",
+                labels=quality([trivial_label(s, c, threshold) for s, c in zip(saliency, classes)]),
+            )
+        ]
         for name, change in MAPS.items():
             start, recipe = time.perf_counter(), dataclasses.replace(config.attention, **change)
-            maps = [attention_maps(model, voc.image(i), classes[i], recipe).cpu() for i in tqdm(ids, desc=name, leave=False)]
+            maps = [
+                attention_maps(model, voc.image(i), classes[i], recipe).cpu() for i in tqdm(ids, desc=name, leave=False)
+            ]
             seconds = (time.perf_counter() - start) / len(voc)
             areas = []
             for own, mask, present in zip(maps, masks, classes):
                 known = mask != IGNORE
-                areas += [roc_auc_score((mask == c)[known].numpy(), m[known].numpy()) for m, c in zip(own, present) if 0 < (mask[known] == c).float().mean() < 1]
-            labels = {key: quality([pseudo_label(m, c, s, rule) for m, c, s in zip(maps, classes, saliency)]) for key, rule in rules.items()}
-            rows.append(dict(name=name, auc=float(np.mean(areas)), bare=mean_over(without_nan(best_threshold(maps, voc).iou), some), **labels, seconds=round(seconds, 2)))
+                areas += [
+                    roc_auc_score((mask == c)[known].numpy(), m[known].numpy())
+                    for m, c in zip(own, present)
+                    if 0 < (mask[known] == c).float().mean() < 1
+                ]
+            labels = {
+                key: quality([pseudo_label(m, c, s, rule) for m, c, s in zip(maps, classes, saliency)])
+                for key, rule in rules.items()
+            }
+            rows.append(
+                dict(
+                    name=name,
+                    auc=float(np.mean(areas)),
+                    bare=mean_over(without_nan(best_threshold(maps, voc).iou), some),
+                    **labels,
+                    seconds=round(seconds, 2),
+                )
+            )
         return dict(photographs=len(voc), rows=rows)
 
-    return Stage("maps", dict(kinds=MAPS, attention=config.attention, rules=rules, threshold=threshold, images=voc.ids), make, dict(classifier=classifier_stage(config, workers)))
+    return Stage(
+        "maps",
+        dict(kinds=MAPS, attention=config.attention, rules=rules, threshold=threshold, images=voc.ids),
+        make,
+        dict(classifier=classifier_stage(config, workers)),
+    )
 
 
 def main() -> None:
@@ -168,7 +234,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--only", nargs="+", default=["distil", "probe", "tune", "maps", "ladder", "seeds", "sweep"])
-    parser.add_argument("--record", type=Path, help="folder for the results that are to be kept")
+    parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     if default_device().type == "cpu":
         timm.layers.set_fused_attn(False)  # its backward pass is the slower one there
@@ -177,8 +243,15 @@ def main() -> None:
     cache, student = out / "stages", out / "distil" / "model.safetensors"
     teacher = (args.models / f"{budget['distil']['teacher']}_imagenet.safetensors").resolve()
     recipe = DistilConfig(teacher_weights=str(teacher), **budget["distil"])
-    chain = {"data.train_split": "train", "data.label_source": "npy", "classifier.model": recipe.student, "classifier.weights": str(student), "classifier.pretrained": False,
-             "segmenter.weights": str((args.models / "vgg16_imagenet_features.safetensors").resolve()), **budget["chain"]}
+    chain = {
+        "data.train_split": "train",
+        "data.label_source": "npy",
+        "classifier.model": recipe.student,
+        "classifier.weights": str(student),
+        "classifier.pretrained": False,
+        "segmenter.weights": str((args.models / "vgg16_imagenet_features.safetensors").resolve()),
+        **budget["chain"],
+    }
     config = override(preset("voc"), {"data.voc_root": str(root), **chain})
     tuned = override(config, {"data.train_split": "fit", "data.val_split": "holdout"})
 
@@ -196,30 +269,78 @@ def main() -> None:
 
     if "distil" in args.only:
         start, again = time.perf_counter(), (out / "distil.json").is_file()
-        history = distil(recipe, find_photographs(root / "JPEGImages", root / "ImageSets" / "Segmentation" / "fit.txt"), out / "distil", workers=args.workers)
+        history = distil(
+            recipe,
+            find_photographs(root / "JPEGImages", root / "ImageSets" / "Segmentation" / "fit.txt"),
+            out / "distil",
+            workers=args.workers,
+        )
         if not again:
-            keep(out / "distil.json", config=budget["distil"], history=history, seconds_of_last_call=round(time.perf_counter() - start, 1), versions=versions(), device=device_name())
+            keep(
+                out / "distil.json",
+                config=budget["distil"],
+                history=history,
+                seconds_of_last_call=round(time.perf_counter() - start, 1),
+                versions=versions(),
+                device=device_name(),
+            )
     if "probe" in args.only:
         measure("probe", probe_stage(root, recipe.teacher, teacher, "train", "val", 260), train="train", val="val")
-        measure("probe_student", probe_stage(root, recipe.student, student, "fit", "holdout", config.classifier.crop_size), train="fit", val="holdout")
+        measure(
+            "probe_student",
+            probe_stage(root, recipe.student, student, "fit", "holdout", config.classifier.crop_size),
+            train="fit",
+            val="holdout",
+        )
     if "tune" in args.only:
         measure_classifier("tune", tuned)
     if "maps" in args.only:
         for row in measure("maps", maps_stage(tuned, budget["rule"], args.workers))["rows"]:
-            print(f"{row['name']:<40}" + (f"AUC {row['auc']:.3f}, bare {row['bare']:.1f}, " if "auc" in row else "")
-                  + "".join(f"{key} {row[key]['miou']:.1f} (strict {row[key]['strict']:.1f}) " for key in ("labels", "chosen") if key in row))
+            print(
+                f"{row['name']:<40}"
+                + (f"AUC {row['auc']:.3f}, bare {row['bare']:.1f}, " if "auc" in row else "")
+                + "".join(
+                    f"{key} {row[key]['miou']:.1f} (strict {row[key]['strict']:.1f}) "
+                    for key in ("labels", "chosen")
+                    if key in row
+                )
+            )
     if "ladder" in args.only:
         measure_classifier("classifier", override(config, {"seed": args.seeds[0]}))
     shared = dict(preset="voc", voc_root=str(root), config=chain, cache=str(cache), workers=args.workers)
-    notebooks = {"ladder": ("ladder", dict(classes=CLASSES, methods=["cam", "grad_cam", "rollout", "dtd"], rule=budget["rule"], seeds=args.seeds[:1])),
-                 "sweep": ("sensitivity", dict(only="holdout", sample=HOLDOUT // 2, scales=[[0.5], [1.0], [0.5, 1.0], [0.5, 1.0, 1.5]], seeds=args.seeds[:1]))}
+    notebooks = {
+        "ladder": (
+            "ladder",
+            dict(
+                classes=CLASSES,
+                methods=["cam", "grad_cam", "rollout", "dtd"],
+                rule=budget["rule"],
+                seeds=args.seeds[:1],
+            ),
+        ),
+        "sweep": (
+            "sensitivity",
+            dict(
+                only="holdout",
+                sample=HOLDOUT // 2,
+                scales=[[0.5], [1.0], [0.5, 1.0], [0.5, 1.0, 1.5]],
+                seeds=args.seeds[:1],
+            ),
+        ),
+    }
     for step, (name, own) in notebooks.items():
         if step in args.only:
             result = reproduce(name, out, shared | own)
             print(f"\n{name}, {result['device']}\n\n{format_table(result['rows'])}\n")
     if "seeds" in args.only and len(args.seeds) > 1:
         chosen = ", ".join(["+ Sal + EPOM*", *(f"{key} = {value}" for key, value in budget["rule"].items())])
-        own = dict(classes=CLASSES, methods=["dtd"], rule=budget["rule"], only=[chosen, "saliency + first label (trivial)"], seeds=args.seeds)
+        own = dict(
+            classes=CLASSES,
+            methods=["dtd"],
+            rule=budget["rule"],
+            only=[chosen, "saliency + first label (trivial)"],
+            seeds=args.seeds,
+        )
         result = reproduce("ladder", out / "seeds", shared | own)
         print(f"\n{format_table(result['rows'])}\n")
         (out / "seeds.json").write_text((out / "seeds" / "ladder.json").read_text())

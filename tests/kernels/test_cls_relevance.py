@@ -13,6 +13,7 @@ import wegformer.relevance as relevance
 from wegformer.data import InputError
 from wegformer.kernels import cls_relevance as module
 from wegformer.kernels.cls_relevance import _block_sizes, _group_pairs, aot, cls_relevance
+from wegformer.kernels.launch import call_kernel
 
 # tolerance, relative to the sum of the terms' sizes, to which rounding in the sums is proportional; V is taken as it is
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 2e-6}
@@ -22,7 +23,9 @@ PAIRS = {"in order": (0, 1, 2), "mixed": (2, 0, 2, 1, 2), "some without": (2, 2)
 def example(device, B=3, h=2, N=9, d=16, image=(2, 0, 2, 2), dtype=torch.float32, seed=0):
     "Values as a view of a qkv tensor, as in use."
     g = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     V = draw(B, N, 3, h, d).to(device, dtype).permute(2, 0, 3, 1, 4)[2]
     M, S, G = draw(B, h, N).softmax(-1), draw(len(image), h, d), draw(len(image), h, d)
@@ -165,14 +168,15 @@ def test_dtd_maps(device, monkeypatch, options, dtype):
     torch.manual_seed(0)
     options_of_model = dict(img_size=40, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=4)
     model = timm.create_model("vit_tiny_patch16_224", **options_of_model)
-    for p in model.parameters(): torch.nn.init.normal_(p, std=0.2)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
     weights = torch.float64 if dtype == torch.float64 else torch.float32
     model, images = model.to(device, weights).eval(), torch.randn(3, 3, 40, 40, dtype=weights).to(device)
     pairs, seen = torch.tensor([[2, 1], [0, 3], [2, 0], [2, 2]], device=device), []
 
-    def kernel(V, *arguments):
+    def kernel(V, M, S, G, image, clamp=True):
         seen.append(V.dtype)
-        return cls_relevance(V, *arguments)
+        return cls_relevance(V, M, S, G, image, clamp)
     monkeypatch.setattr(module, "cls_relevance", kernel)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         monkeypatch.setenv("WEGFORMER_KERNELS", "0")
@@ -232,6 +236,15 @@ def test_cpu_is_refused_by_the_compiled_kernel(monkeypatch):
     monkeypatch.setattr(module, "_cls_relevance_kernel", object.__new__(module.triton.JITFunction))
     with pytest.raises(InputError, match="V: expected on a CUDA device, found cpu"):
         cls_relevance(*example("cpu"))
+
+
+def test_a_switch_that_the_kernel_does_not_know(device):
+    "Is refused by name, never ignored; those that it knows arrive."
+    V, M, S, G, image = example(device)
+    unclamped = call_kernel(cls_relevance, V, M, S, G, image, clamp=False)
+    assert (unclamped < 0).any() and torch.equal(unclamped, cls_relevance(V, M, S, G, image, False))
+    with pytest.raises(InputError, match="power=2: the kernel cls_relevance does not know .* it knows clamp;"):
+        call_kernel(cls_relevance, V, M, S, G, image, clamp=True, power=2)
 
 
 def test_aot_names_every_argument():

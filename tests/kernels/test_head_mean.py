@@ -27,7 +27,9 @@ def maps(device, shape, dtype=torch.float32, seed=0):
 def reference(G, R, clamp=True):
     R = R.double()
     P, h, n, N = R.shape
-    square = lambda t: torch.nn.functional.pad(t, (0, max(0, n - N), 0, max(0, N - n)))  # as class_attention wants them
+
+    def square(t):  # as class_attention wants them
+        return torch.nn.functional.pad(t, (0, max(0, n - N), 0, max(0, N - n)))
     rows = [class_attention(square(R[p]), None if G is None else square(G[p].double()), clamp) for p in range(P)]
     return torch.stack(rows)[:, :n, :N] if P else R.new_zeros(0, n, N)
 
@@ -72,8 +74,10 @@ VIEWS = {
 def test_views(device, view, which):
     G, R = maps(device, (2, 4, 13, 13))
     g, r = VIEWS[view](G), VIEWS[view](R)
-    if which == "G": r = r.contiguous()
-    if which == "R": g = g.contiguous()
+    if which == "G":
+        r = r.contiguous()
+    if which == "R":
+        g = g.contiguous()
     check(g, r)
 
 

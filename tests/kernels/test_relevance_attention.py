@@ -1,5 +1,7 @@
 "The flash form of relevance through attention against the same formulas with every N x N array in memory."
+import inspect
 import os
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -8,12 +10,14 @@ import torch.nn.functional as F
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from wegformer.attention_rule import Heads, Switches, Walk, attention_rule
 from wegformer.data import InputError
 from wegformer.kernels import relevance_attention as module
 from wegformer.kernels.relevance_attention import aot, relevance_attention
 from wegformer.rules import divide
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6}  # L2 distance of each result from the reference in float64, relative
+# L2 distance of each result from the reference in float64, relative
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6}
 
 
 def reference(q, k, v, S, G, row, image, scale, below=True, clamp=True):
@@ -37,9 +41,12 @@ def reference(q, k, v, S, G, row, image, scale, below=True, clamp=True):
 def example(device, B=2, h=1, N=18, d=16, last=False, image=(1, 0, 1), gradient=True, dtype=torch.float64, seed=0):
     g = torch.Generator().manual_seed(seed)
     n, P = 1 if last else N, len(image)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
     q, k, v, S, G = draw(B, h, n, d), draw(B, h, N, d), draw(B, h, N, d), draw(P, h, n, d), draw(P, h, n, d)
-    return q, k, v, S, G if gradient else None, draw(P, n).abs(), torch.tensor(image, dtype=torch.int64, device=device), d ** -0.5
+    row, image = draw(P, n).abs(), torch.tensor(image, dtype=torch.int64, device=device)
+    return q, k, v, S, G if gradient else None, row, image, d ** -0.5
 
 
 def parts(result):
@@ -47,7 +54,7 @@ def parts(result):
 
 
 def sensitivity(q, k, v, S, G, row, image, scale):
-    "How far R_q and R_k move, as norms, when the summands of each product of a query and a key are rounded once in float32."
+    "How far R_q and R_k move, as norms, when each summand of a query times a key is rounded once in float32."
     q, k, v = q[image], k[image], v[image]
     product = q @ k.mT
     R = (scale * product).softmax(-1) * (S @ v.mT)
@@ -182,11 +189,13 @@ BAD = {
     "G: expected (3, 1, 18, 16)": lambda x: x | {"G": x["G"][:, :, :1]},
     "row: expected (3, 18)": lambda x: x | {"row": x["row"][:, :4]},
     "S: expected float32 or float64": lambda x: x | {"S": x["S"].float()},
-    "q: expected float32 or float64": lambda x: {a: b.half() if torch.is_tensor(b) and a != "image" else b for a, b in x.items()},
+    "q: expected float32 or float64": lambda x: {
+        a: b.half() if torch.is_tensor(b) and a != "image" else b for a, b in x.items()},
     "S: expected a tensor": lambda x: x | {"S": None},
     "row: expected on": lambda x: x | {"row": x["row"].to("meta")},
     "image: expected an int64": lambda x: x | {"image": x["image"].int()},
-    "image: expected indices from 0 to 1, found 1 to 2": lambda x: x | {"image": x["image"].clamp(min=1) + torch.arange(3).eq(2).to(x["image"])},
+    "image: expected indices from 0 to 1, found 1 to 2": lambda x: x | {
+        "image": x["image"].clamp(min=1) + torch.arange(3).eq(2).to(x["image"])},
     "image: expected indices from 0 to 1, found -1 to 0": lambda x: x | {"image": x["image"] - 1},
     "scale: expected a positive number": lambda x: x | {"scale": float("nan")},
 }
@@ -198,6 +207,49 @@ def test_bad_input(device, message):
     with pytest.raises(InputError) as caught:
         relevance_attention(**BAD[message](dict(zip(names, example(device)))))
     assert str(caught.value).startswith(message)
+
+
+@dataclass(frozen=True)
+class MoreSwitches(Switches):
+    "A rule that has learned something."
+    alpha: float = 2.0
+
+
+def around(device, gradient=True):
+    "What `attention_rule` is given: two images, two classes each."
+    q, k, v, S, G, row, _, scale = example(device, h=2, N=7, image=(0, 0, 1, 1), gradient=gradient)
+    o = (scale * q @ k.mT).softmax(-1) @ v
+    side_by_side = [None if x is None else x.unflatten(0, (2, 2)).transpose(2, 3).flatten(3) for x in (S, G)]
+    return Heads(q, k, v, o, scale), Walk(*side_by_side, row.unflatten(0, (2, 2)))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("switches", [Switches(), Switches(below=False), Switches(clamp=False)])
+def test_the_rule_hands_all_its_switches_to_the_kernel(device, monkeypatch, switches, gradient):
+    "By the kernel and in tiles: the same."
+    heads, walk = around(device, gradient)
+    monkeypatch.setenv("WEGFORMER_KERNELS", "0")
+    tiled = attention_rule(heads, walk, switches, 50)
+    monkeypatch.setenv("WEGFORMER_KERNELS", "1")
+    kernel = attention_rule(heads, walk, switches)
+    for name in ("R", "G", "row"):
+        ours, theirs = getattr(kernel, name), getattr(tiled, name)
+        assert (ours is None) == (theirs is None) and (ours is None or torch.allclose(ours, theirs, rtol=1e-7))
+
+
+def test_a_switch_that_the_kernel_does_not_know(device, monkeypatch):
+    "Is refused by name, never ignored: a field more in `Switches` is enough."
+    monkeypatch.setenv("WEGFORMER_KERNELS", "1")
+    heads, walk = around(device)
+    with pytest.raises(InputError, match="alpha=2.0: the kernel relevance_attention .* it knows below, clamp;"):
+        attention_rule(heads, walk, MoreSwitches())
+
+
+def test_the_kernel_knows_the_switches_of_the_rule():
+    "By name, with the same defaults, and not by position."
+    known = {p.name: p.default for p in inspect.signature(relevance_attention).parameters.values()
+             if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert known == asdict(Switches())
 
 
 def test_heads_that_are_too_wide(device):

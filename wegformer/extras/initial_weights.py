@@ -8,6 +8,7 @@ __all__ = ['VARIED', 'InitialConfig', 'features_loss', 'make_initial_weights']
 # %% ../../nbs/extras/initial_weights.ipynb #33b6c997
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -21,7 +22,7 @@ from ..toyvoc import ToyConfig, make_toy_voc
 from ..training import load_weights, save_weights
 
 # %% ../../nbs/extras/initial_weights.ipynb #e7a8428f
-VARIED = ToyConfig(objects=(.6, .36, .04), size=(.36, .78), angle=12., co_occur=0., light=.2)  # no surroundings to lean on
+VARIED = ToyConfig(objects=(.6, .36, .04), size=(.36, .78), angle=12., co_occur=0., light=.2)  # nothing to lean on
 
 @dataclass(frozen=True)
 class InitialConfig:
@@ -32,34 +33,55 @@ class InitialConfig:
     vit_steps: int = 3500  # of 32 crops of 64 pixels each: a small input makes a step cheap, and the ViT takes any size
     seed: int = 0
 
-def features_loss(both: Distillation, batch: list[torch.Tensor]) -> torch.Tensor:
+# %% ../../nbs/extras/initial_weights.ipynb #242cbfc8
+def features_loss(
+    both: Distillation,  # the ViT and its teacher
+    batch: list[torch.Tensor],  # images (B, 3, H, W), image labels (B, num_classes)
+) -> torch.Tensor:  # scalar
     "The classifier's own loss and the distance to its teacher's features."
     logits, distance = both(batch[0])
     return nn.functional.multilabel_soft_margin_loss(logits.float(), batch[1]) + distance
 
-def _train(name: str, config: InitialConfig, train: VOCDataset, val: VOCDataset, work: Path, teacher: Path | None = None, **recipe):
-    "One network from scratch: the model and its recipe."
-    recipe = ClassifierConfig(model=name, pretrained=False, batch_size=32, lr=1e-3, weight_decay=0.05, schedule="cosine", eval_long_side=128, **recipe)
+# %% ../../nbs/extras/initial_weights.ipynb #2b89a30b
+def _train(
+    name: str,  # a toy network
+    config: InitialConfig,
+    train: VOCDataset,
+    val: VOCDataset,
+    work: Path,  # folder for checkpoints
+    teacher: Path | None = None,  # weights of the ResNet that teaches; None: image labels alone
+    **changes: Any,  # of the recipe
+) -> tuple[nn.Module, ClassifierConfig, list[dict]]:
+    "One network from scratch: the model, its recipe, and the history of its training."
+    recipe = ClassifierConfig(model=name, pretrained=False, batch_size=32, lr=1e-3, weight_decay=0.05,
+                              schedule="cosine", eval_long_side=128, **changes)
     torch.manual_seed(config.seed)
     model = timm.create_model(name, num_classes=train.num_classes)
     beside = {}
     if teacher is not None:
-        teacher = load_weights(timm.create_model("resnet_toy", num_classes=train.num_classes), teacher)
-        beside = dict(learner=Distillation(model, teacher), loss=features_loss)
+        resnet = load_weights(timm.create_model("resnet_toy", num_classes=train.num_classes), teacher)
+        beside = dict(learner=Distillation(model, resnet), loss=features_loss)
     history = train_classifier(model, recipe, train, work / name, val=val, seed=config.seed, **beside)
-    return model, recipe, [row["mAP"] for row in history if "mAP" in row][-1]
+    return model, recipe, history
 
+# %% ../../nbs/extras/initial_weights.ipynb #2adc9878
 def make_initial_weights(
     config: InitialConfig = InitialConfig(),
     out: Path = WEIGHTS,  # folder for NAME.safetensors
     work: Path = Path("runs/initial"),  # folder for checkpoints: a killed run goes on from there
 ) -> dict[str, float]:  # mAP on the drawn val pictures, percent
-    "Train the toy models as classifiers on the second drawn set, as ImageNet's counterpart; the ResNet teaches the ViT."
+    "Train the toy models as classifiers on the initial set, as ImageNet's counterpart; the ResNet teaches the ViT."
     root = make_toy_voc(which="initial", train=config.images, val=config.val, seed=config.seed, config=VARIED)
     train, val = VOCDataset(root, "train"), VOCDataset(root, "val")
     work, out, scores = Path(work), Path(out), {}
-    for name, recipe in {"resnet_toy": dict(steps=config.resnet_steps, crop_size=96, resize=(96, 144)),
-                         "vit_toy_patch8_96": dict(steps=config.vit_steps, crop_size=64, resize=(64, 88), teacher=out / "resnet_toy.safetensors")}.items():
-        model, recipe, scores[name] = _train(name, config, train, val, work, **recipe)
-        save_weights(model, out / f"{name}.safetensors", torch.float16, config=config, recipe=recipe, mAP=f"{scores[name]:.2f}")
+    recipes = {
+        "resnet_toy": dict(steps=config.resnet_steps, crop_size=96, resize=(96, 144)),
+        "vit_toy_patch8_96": dict(steps=config.vit_steps, crop_size=64, resize=(64, 88),
+                                  teacher=out / "resnet_toy.safetensors"),
+    }
+    for name, changes in recipes.items():
+        model, recipe, history = _train(name, config, train, val, work, **changes)
+        scores[name] = [row["mAP"] for row in history if "mAP" in row][-1]
+        save_weights(model, out / f"{name}.safetensors", torch.float16, config=config, recipe=recipe,
+                     mAP=f"{scores[name]:.2f}")
     return scores

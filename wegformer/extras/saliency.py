@@ -7,8 +7,9 @@ __all__ = ['saliency_models', 'open_detector', 'saliency_map', 'make_saliency']
 
 # %% ../../nbs/extras/saliency.ipynb #93cffce5
 import difflib, warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
+from types import ModuleType
 from unittest.mock import patch
 
 import numpy as np
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from ..data import PICTURES, InputError, atomic_write, read_image
 
 # %% ../../nbs/extras/saliency.ipynb #956f6321
-def _rembg_sessions():
+def _rembg_sessions() -> ModuleType:
     "rembg's table of detectors; InputError when rembg or ONNX Runtime is not installed."
     try:
         import numba
@@ -40,21 +41,7 @@ def saliency_models() -> list[str]:
                   if not name.endswith("_custom") and name not in other)
 
 # %% ../../nbs/extras/saliency.ipynb #51dd85a3
-def open_detector(
-    model: str | Path = "u2net",  # a name from saliency_models(), or an .onnx file
-):  # a rembg session
-    "A salient object detector, on the GPU with onnxruntime-gpu; InputError when unknown, unreadable or out of reach."
-    path = Path(model)
-    if path.suffix or len(path.parts) > 1:
-        return _open_file(path)
-    names = saliency_models()
-    if path.name not in names:
-        near = " or ".join(map(repr, difflib.get_close_matches(path.name, names, n=2, cutoff=0.5)))
-        raise InputError(f"Saliency model {path.name!r} is not known{f' (did you mean {near}?)' if near else ''}; "
-                         f"expected an .onnx file or one of: {', '.join(names)}.")
-    return _start(_rembg_sessions().sessions[path.name], repr(path.name))
-
-def _open_file(path: Path):
+def _open_file(path: Path) -> object:  # a rembg session
     "A session that runs a local file; InputError when it is absent, no ONNX model, or no detector."
     if not path.is_file():
         raise InputError(f"Saliency model file {path} does not exist; "
@@ -71,7 +58,7 @@ def _open_file(path: Path):
                          f"{_one_line(error)}.") from error
     return detector
 
-def _start(session_class, title: str):
+def _start(session_class: type, title: str) -> object:  # a rembg session
     "A session with as many threads as PyTorch uses; InputError when its file cannot be had or is no ONNX model."
     import onnxruntime
     options, name = onnxruntime.SessionOptions(), session_class.name()
@@ -86,11 +73,27 @@ def _start(session_class, title: str):
         raise InputError(f"Saliency model {title} cannot be read as an ONNX model: {_one_line(error)}.") from error
 
 def _one_line(error: Exception) -> str:
+    "What an exception says, without line breaks or a full stop."
     return " ".join(str(error).split()).rstrip(".")
+
+# %% ../../nbs/extras/saliency.ipynb #b2e99240
+def open_detector(
+    model: str | Path = "u2net",  # a name from saliency_models(), or an .onnx file
+) -> object:  # a rembg session
+    "A salient object detector, on the GPU with onnxruntime-gpu; InputError when unknown, unreadable or out of reach."
+    path = Path(model)
+    if path.suffix or len(path.parts) > 1:
+        return _open_file(path)
+    names = saliency_models()
+    if path.name not in names:
+        near = " or ".join(map(repr, difflib.get_close_matches(path.name, names, n=2, cutoff=0.5)))
+        raise InputError(f"Saliency model {path.name!r} is not known{f' (did you mean {near}?)' if near else ''}; "
+                         f"expected an .onnx file or one of: {', '.join(names)}.")
+    return _start(_rembg_sessions().sessions[path.name], repr(path.name))
 
 # %% ../../nbs/extras/saliency.ipynb #6504551b
 def saliency_map(
-    detector,  # from open_detector
+    detector: object,  # from open_detector
     image: torch.Tensor,  # (3, H, W) uint8
 ) -> tv_tensors.Mask:  # (H, W) uint8, 255 = salient
     "A photograph's saliency map, at its size; empty, with a warning, if the detector gives one value or no number."
@@ -119,6 +122,7 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:  # stem -> file
                                  "expected names that differ in more than folder and suffix.")
     return found
 
+# %% ../../nbs/extras/saliency.ipynb #baf4358b
 def make_saliency(
     images: Sequence[Path],  # photographs, or folders of them
     out: Path,  # folder for the maps, such as VOC2012/saliency/u2net

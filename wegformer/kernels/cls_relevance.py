@@ -73,6 +73,52 @@ def _quarters_dot(v0, v1, v2, v3, w_ptr, stride, d, k):  # four (BLOCK_N, D / 4)
     y += v3 * tl.load(w_ptr + (k + 3 * D4) * stride, mask=k + 3 * D4 < d, other=0.0)[None, :]
     return tl.sum(y, 1)
 
+# %% ../../nbs/kernels/02_cls_relevance.ipynb #e25b7d40
+@triton.jit
+def _vectors(ptr, stride_p, stride_d, pair, k, d, used):
+    "One head's vectors of a few pairs, (BLOCK_D, SLOTS)."
+    at = ptr + pair[None, :] * stride_p + k[:, None] * stride_d
+    return tl.load(at, mask=(k < d)[:, None] & used[None, :], other=0.0)
+
+@triton.jit
+def _add_by_tensor_cores(
+    total, V_head, S_head, G_head, m, j, pair, used, N, d,  # (BLOCK_N, SLOTS); pointers to one head; (BLOCK_N,) twice
+    V_stride_d, S_stride_p, S_stride_d, G_stride_p, G_stride_d,
+    HAS_G: tl.constexpr, CLAMP: tl.constexpr, DOT: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # (BLOCK_N, SLOTS)
+    k = tl.arange(0, BLOCK_D)
+    v = tl.load(V_head + k[None, :] * V_stride_d, mask=(j < N)[:, None] & (k < d)[None, :], other=0.0)
+    x = m[:, None] * _tensor_core_dot(v, _vectors(S_head, S_stride_p, S_stride_d, pair, k, d, used), DOT) / 2
+    if HAS_G:
+        x *= _tensor_core_dot(v, _vectors(G_head, G_stride_p, G_stride_d, pair, k, d, used), DOT)
+    if CLAMP:
+        x = tl.where(x < 0, 0.0, x)
+    return total + x
+
+# %% ../../nbs/kernels/02_cls_relevance.ipynb #94c8a1f7
+@triton.jit
+def _add_by_quarters(
+    total, V_head, S_head, G_head, m, j, slot, order_ptr, begin, end, N, d,  # of the image's pairs, in their order
+    V_stride_d, S_stride_p, S_stride_d, G_stride_p, G_stride_d,
+    HAS_G: tl.constexpr, CLAMP: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # (BLOCK_N, SLOTS)
+    D4: tl.constexpr = BLOCK_D // 4
+    k, row = tl.arange(0, D4), (j < N)[:, None]
+    at = V_head + k[None, :] * V_stride_d
+    v0 = tl.load(at, mask=row & (k < d)[None, :], other=0.0).to(total.dtype)
+    v1 = tl.load(at + D4 * V_stride_d, mask=row & (k + D4 < d)[None, :], other=0.0).to(total.dtype)
+    v2 = tl.load(at + 2 * D4 * V_stride_d, mask=row & (k + 2 * D4 < d)[None, :], other=0.0).to(total.dtype)
+    v3 = tl.load(at + 3 * D4 * V_stride_d, mask=row & (k + 3 * D4 < d)[None, :], other=0.0).to(total.dtype)
+    for c in range(min(end - begin, slot.shape[0])):
+        p = tl.load(order_ptr + begin + c).to(tl.int64)
+        x = m * _quarters_dot(v0, v1, v2, v3, S_head + p * S_stride_p, S_stride_d, d, k) / 2  # (BLOCK_N,)
+        if HAS_G:
+            x *= _quarters_dot(v0, v1, v2, v3, G_head + p * G_stride_p, G_stride_d, d, k)
+        if CLAMP:
+            x = tl.where(x < 0, 0.0, x)
+        total += tl.where((slot == c)[None, :], x[:, None], 0.0)
+    return total
+
 # %% ../../nbs/kernels/02_cls_relevance.ipynb #34e13524
 @triton.jit
 def _cls_relevance_kernel(
@@ -105,43 +151,25 @@ def _cls_relevance_kernel(
             V_head = V_ptr + b * V_stride_b + head * V_stride_h + j[:, None] * V_stride_n
             S_head, G_head = S_ptr + head * S_stride_h, G_ptr + head * G_stride_h
             if TENSOR_CORES:
-                k = tl.arange(0, BLOCK_D)
-                v = tl.load(V_head + k[None, :] * V_stride_d, mask=(j < N)[:, None] & (k < d)[None, :], other=0.0)
-                inside = (k < d)[:, None] & used[None, :]
-                s = tl.load(S_head + pair[None, :] * S_stride_p + k[:, None] * S_stride_d, mask=inside, other=0.0)
-                x = m[:, None] * _tensor_core_dot(v, s, DOT) / 2  # (BLOCK_N, SLOTS)
-                if HAS_G:
-                    g = tl.load(G_head + pair[None, :] * G_stride_p + k[:, None] * G_stride_d, mask=inside, other=0.0)
-                    x *= _tensor_core_dot(v, g, DOT)
-                if CLAMP:
-                    x = tl.where(x < 0, 0.0, x)
-                total += x
+                total = _add_by_tensor_cores(
+                    total, V_head, S_head, G_head, m, j, pair, used, N, d, V_stride_d, S_stride_p, S_stride_d,
+                    G_stride_p, G_stride_d, HAS_G, CLAMP, DOT, BLOCK_D)
             else:
-                D4: tl.constexpr = BLOCK_D // 4
-                k, row = tl.arange(0, D4), (j < N)[:, None]
-                at = V_head + k[None, :] * V_stride_d
-                v0 = tl.load(at, mask=row & (k < d)[None, :], other=0.0).to(total.dtype)
-                v1 = tl.load(at + D4 * V_stride_d, mask=row & (k + D4 < d)[None, :], other=0.0).to(total.dtype)
-                v2 = tl.load(at + 2 * D4 * V_stride_d, mask=row & (k + 2 * D4 < d)[None, :], other=0.0).to(total.dtype)
-                v3 = tl.load(at + 3 * D4 * V_stride_d, mask=row & (k + 3 * D4 < d)[None, :], other=0.0).to(total.dtype)
-                for c in range(min(end - begin, SLOTS)):
-                    p = tl.load(order_ptr + begin + c).to(tl.int64)
-                    x = m * _quarters_dot(v0, v1, v2, v3, S_head + p * S_stride_p, S_stride_d, d, k) / 2  # (BLOCK_N,)
-                    if HAS_G:
-                        x *= _quarters_dot(v0, v1, v2, v3, G_head + p * G_stride_p, G_stride_d, d, k)
-                    if CLAMP:
-                        x = tl.where(x < 0, 0.0, x)
-                    total += tl.where((slot == c)[None, :], x[:, None], 0.0)
+                total = _add_by_quarters(
+                    total, V_head, S_head, G_head, m, j, slot, order_ptr, begin, end, N, d, V_stride_d, S_stride_p,
+                    S_stride_d, G_stride_p, G_stride_d, HAS_G, CLAMP, BLOCK_D)
         row = tl.load(order_ptr + begin + slot, mask=used, other=0).to(tl.int64)  # `pair` again: holds no registers
         tl.store(A_ptr + row[None, :] * N + j[:, None], total / h, mask=(j < N)[:, None] & used[None, :])
 
 # %% ../../nbs/kernels/02_cls_relevance.ipynb #20f056f4
 def _block_sizes(B, N, d):
     "BLOCK_N and BLOCK_D for B images of N tokens and heads of d channels."
-    if d > 256: raise InputError(f"V: expected heads of at most 256 channels, found {d}.")
+    if d > 256:
+        raise InputError(f"V: expected heads of at most 256 channels, found {d}.")
     block_d = max(16, triton.next_power_of_2(d))
     block_n = min(64, 4096 // block_d)
-    while block_n > 16 and B * triton.cdiv(N, block_n) < 256: block_n //= 2
+    while block_n > 16 and B * triton.cdiv(N, block_n) < 256:
+        block_n //= 2
     return block_n, block_d
 
 # %% ../../nbs/kernels/02_cls_relevance.ipynb #aa8537cf
@@ -149,8 +177,10 @@ def _check_values(V, M, S, G, image):
     "Refuse what the kernels cannot take; the values in `image` stay unseen on a GPU."
     tensors = dict(V=V, M=M, S=S, image=image) | ({} if G is None else dict(G=G))
     for name, t in tensors.items():
-        if not torch.is_tensor(t): raise InputError(f"{name}: expected a tensor, found {type(t).__name__}.")
-        if t.device != V.device: raise InputError(f"{name}: expected on V's device {V.device}, found {t.device}.")
+        if not torch.is_tensor(t):
+            raise InputError(f"{name}: expected a tensor, found {type(t).__name__}.")
+        if t.device != V.device:
+            raise InputError(f"{name}: expected on V's device {V.device}, found {t.device}.")
     if not V.is_cuda and isinstance(_cls_relevance_kernel, triton.JITFunction):
         raise InputError(f"V: expected on a CUDA device, found {V.device}; on a CPU the kernel runs only where "
                          "TRITON_INTERPRET=1 was set before triton was imported.")
@@ -170,6 +200,7 @@ def _check_values(V, M, S, G, image):
     if not image.is_cuda and P and not 0 <= int(image.min()) <= int(image.max()) < B:
         raise InputError(f"image: expected indices 0 to {B - 1}, found {int(image.min())} to {int(image.max())}.")
 
+# %% ../../nbs/kernels/02_cls_relevance.ipynb #2d9e7f61
 def cls_relevance(
     V: torch.Tensor,  # (B, h, N, d) values of each image, in the precision they were computed in; any view
     M: torch.Tensor,  # (B, h, N) the class token's attention; float32, float64 with float64 V
@@ -182,7 +213,8 @@ def cls_relevance(
     _check_values(V, M, S, G, image)
     (B, h, N, d), P = V.shape, len(image)
     A = M.new_empty(P, N)
-    if not A.numel(): return A
+    if not A.numel():
+        return A
     block_n, block_d = _block_sizes(B, N, d)
     vectors = [S, S if G is None else G]
     compiled = isinstance(_cls_relevance_kernel, triton.JITFunction)

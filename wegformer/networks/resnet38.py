@@ -6,9 +6,10 @@
 __all__ = ['STAGES', 'default_cfgs', 'ResidualUnit', 'ResNet38', 'checkpoint_filter_fn', 'resnet38']
 
 # %% ../../nbs/workshop/06_resnet38.ipynb #35751636
-from typing import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from fastcore.basics import patch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional as F
@@ -54,6 +55,21 @@ STAGES = {  # name: units, channels in `width` inside and behind a unit, stride,
     "b7": (1, (16, 32, 64), 1, 4, 0.5),
 }
 
+def _units(
+    width: int,  # channels of the first convolution
+) -> Iterator[tuple[str, ResidualUnit, dict]]:  # name, unit, and what timm wants to know of a stage's last unit
+    "The residual units from the first to the last."
+    channels, reduction = width, 1
+    for stage, (units, multiples, stride, dilation, dropout) in STAGES.items():
+        inside, kernels = [width * m for m in multiples], (3, 3) if len(multiples) == 2 else (1, 3, 1)
+        reduction *= stride
+        for i in range(units):
+            dilations = (1 if i == 0 else dilation, dilation, 1)[:len(kernels)]
+            unit = ResidualUnit((channels, *inside), kernels, dilations, stride if i == 0 else 1, dropout)
+            channels, name = inside[-1], f"{stage}_{i}" if i else stage
+            yield name, unit, dict(num_chs=channels, reduction=reduction, module=name)
+
+# %% ../../nbs/workshop/06_resnet38.ipynb #f6a55e03
 class ResNet38(nn.Module):
     "Wu et al.'s network A1 with an output stride of 8; its features are averaged and read by a linear head."
 
@@ -68,41 +84,40 @@ class ResNet38(nn.Module):
         super().__init__()
         assert output_stride == 8, "resnet38 has an output stride of 8"
         self.num_features = self.head_hidden_size = 64 * width
-        self.feature_info, reduction = [], 1
         self.conv1a = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
-        channels = width
-        for stage, (units, multiples, stride, dilation, dropout) in STAGES.items():
-            inside, kernels = [width * m for m in multiples], (3, 3) if len(multiples) == 2 else (1, 3, 1)
-            for i in range(units):
-                dilations = (1 if i == 0 else dilation, dilation, 1)[:len(kernels)]
-                unit = ResidualUnit((channels, *inside), kernels, dilations, stride if i == 0 else 1, dropout)
-                self.add_module(name := f"{stage}_{i}" if i else stage, unit)
-                channels = inside[-1]
-            reduction *= stride
-            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=name))
-        self.bn7 = nn.BatchNorm2d(channels)
+        stages = {}  # of each stage, its last unit
+        for name, unit, info in _units(width):
+            self.add_module(name, unit)
+            stages[name.partition("_")[0]] = info
+        self.feature_info = list(stages.values())
+        self.bn7 = nn.BatchNorm2d(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        return self.fc8
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.fc8 = nn.Linear(self.num_features, num_classes, bias=False) if num_classes else nn.Identity()
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) -> (B, 4096, H/8, W/8)
         x = self.conv1a(x)
-        for name, module in self.named_children():
-            if isinstance(module, ResidualUnit): x = module(x)
+        for module in self.children():
+            if isinstance(module, ResidualUnit):
+                x = module(x)
         return F.relu(self.bn7(x))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # -> (B, num_classes)
-        x = self.head_drop(x.mean((2, 3)))
-        return x if pre_logits else self.fc8(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) -> (B, num_classes)
         return self.forward_head(self.forward_features(x))
+
+# %% ../../nbs/workshop/06_resnet38.ipynb #f6a55e05
+@patch
+def forward_head(self: ResNet38, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # -> (B, num_classes)
+    x = self.head_drop(x.mean((2, 3)))
+    return x if pre_logits else self.fc8(x)
+
+@patch
+def get_classifier(self: ResNet38) -> nn.Module:
+    return self.fc8
+
+@patch
+def reset_classifier(self: ResNet38, num_classes: int) -> None:
+    self.num_classes = num_classes
+    self.fc8 = nn.Linear(self.num_features, num_classes, bias=False) if num_classes else nn.Identity()
 
 # %% ../../nbs/workshop/06_resnet38.ipynb #235f966f
 def checkpoint_filter_fn(
