@@ -1,4 +1,5 @@
 "Soft erase against the equations written out pixel by pixel, over shapes, dtypes and bad input."
+
 import numpy as np
 import pytest
 import torch
@@ -31,10 +32,14 @@ def maps(draw):
 @settings(max_examples=150, deadline=None)
 @given(attention=maps(), rate=st.sampled_from([0.1, 0.55, 0.9, 1.0]), renormalize=st.booleans())
 def test_equals_the_equations(attention, rate, renormalize):
-    attention = np.where(attention < 1e-30, 0, attention).astype(attention.dtype)  # no denormals: they depend on the processor's flags
+    attention = np.where(attention < 1e-30, 0, attention).astype(
+        attention.dtype
+    )  # no denormals: they depend on the processor's flags
     result = soft_erase(torch.from_numpy(attention), rate, renormalize)
     assert result.dtype == torch.from_numpy(attention).dtype
-    np.testing.assert_allclose(result.numpy(), by_pixel(attention, rate, renormalize), rtol=1e-6 if attention.dtype == np.float32 else 1e-14)
+    np.testing.assert_allclose(
+        result.numpy(), by_pixel(attention, rate, renormalize), rtol=1e-6 if attention.dtype == np.float32 else 1e-14
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 7), (2, 5, 1), (4, 37, 61), (20, 8, 8), (0, 3, 4)])
@@ -45,7 +50,10 @@ def test_maximum(shape, dtype):
     assert erased.shape == literal.shape == shape and erased.dtype == dtype
     assert (erased.amax((1, 2)) == 1).all()  # exactly: rules compare with 1
     assert torch.equal(literal.amax((1, 2)), attention.amax((1, 2)) * 0.55)
-    assert torch.equal(attention < 0.55 * attention.amax((1, 2), keepdim=True), literal == attention) or not literal.numel()
+    assert (
+        torch.equal(attention < 0.55 * attention.amax((1, 2), keepdim=True), literal == attention)
+        or not literal.numel()
+    )
 
 
 def test_each_map_by_itself():
@@ -74,13 +82,25 @@ def test_switches_matter():
     assert torch.equal(soft_erase(attention, 1.0), attention)
 
 
-@pytest.mark.parametrize("attention, rate, word", [
-    (torch.rand(4, 5), 0.55, "shape"), (torch.rand(1, 1, 4, 5), 0.55, "shape"), (torch.rand(1, 0, 5), 0.55, "shape"),
-    (np.zeros((1, 2, 2)), 0.55, "ndarray"), (torch.zeros(1, 2, 2, dtype=torch.uint8), 0.55, "dtype"),
-    (torch.full((1, 2, 2), float("nan")), 0.55, "nan"), (torch.full((1, 2, 2), float("inf")), 0.55, "inf"),
-    (torch.full((1, 2, 2), -0.1), 0.55, "-0.1"), (torch.rand(1, 2, 2), 0.0, "rate"), (torch.rand(1, 2, 2), 1.01, "rate"),
-    (torch.rand(1, 2, 2), -1, "rate"), (torch.rand(1, 2, 2), float("nan"), "rate"), (torch.rand(1, 2, 2), "0.5", "rate"),
-    (torch.rand(1, 2, 2), True, "rate")])
+@pytest.mark.parametrize(
+    "attention, rate, word",
+    [
+        (torch.rand(4, 5), 0.55, "shape"),
+        (torch.rand(1, 1, 4, 5), 0.55, "shape"),
+        (torch.rand(1, 0, 5), 0.55, "shape"),
+        (np.zeros((1, 2, 2)), 0.55, "ndarray"),
+        (torch.zeros(1, 2, 2, dtype=torch.uint8), 0.55, "dtype"),
+        (torch.full((1, 2, 2), float("nan")), 0.55, "nan"),
+        (torch.full((1, 2, 2), float("inf")), 0.55, "inf"),
+        (torch.full((1, 2, 2), -0.1), 0.55, "-0.1"),
+        (torch.rand(1, 2, 2), 0.0, "rate"),
+        (torch.rand(1, 2, 2), 1.01, "rate"),
+        (torch.rand(1, 2, 2), -1, "rate"),
+        (torch.rand(1, 2, 2), float("nan"), "rate"),
+        (torch.rand(1, 2, 2), "0.5", "rate"),
+        (torch.rand(1, 2, 2), True, "rate"),
+    ],
+)
 def test_bad_input(attention, rate, word):
     with pytest.raises(InputError, match=word):
         soft_erase(attention, rate)
@@ -94,6 +114,7 @@ def test_on_the_gpu():
 
 # ---- further dtypes, corners and strides
 
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (20, 33, 50)])
 def test_every_dtype_against_float64(dtype, shape):
@@ -102,11 +123,14 @@ def test_every_dtype_against_float64(dtype, shape):
     for renormalize in (True, False):
         erased = soft_erase(a, 0.55, renormalize)
         assert erased.dtype == dtype
-        np.testing.assert_allclose(erased.double().numpy(), by_pixel(a.double().numpy(), 0.55, renormalize), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            erased.double().numpy(), by_pixel(a.double().numpy(), 0.55, renormalize), rtol=tolerance, atol=tolerance
+        )
     assert (soft_erase(a).amax((1, 2)) == 1).all()  # exactly, in every dtype
     mixed = torch.cat([a, torch.zeros_like(a[:1])])  # an all-zero map beside others stays zero
     assert torch.equal(soft_erase(mixed), torch.cat([soft_erase(a), torch.zeros_like(a[:1])]))
     assert soft_erase(a[:0]).shape == (0, *shape[1:]) and soft_erase(a[:0]).dtype == dtype
+
 
 def test_strides_and_gradient_history():
     a = torch.rand(9, 7, 6, generator=torch.Generator().manual_seed(0))
@@ -116,13 +140,18 @@ def test_strides_and_gradient_history():
     leaf = a.clone().requires_grad_()
     soft_erase(leaf).sum().backward()
     assert leaf.grad.isfinite().all()
-    with torch.inference_mode(): assert torch.equal(soft_erase(a), soft_erase(leaf).detach())
+    with torch.inference_mode():
+        assert torch.equal(soft_erase(a), soft_erase(leaf).detach())
+
 
 def test_a_rate_may_be_any_real_number():
     a = torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(0))
-    for rate in (np.float64(0.5), np.float32(0.5), np.float16(0.5)): assert torch.equal(soft_erase(a, rate), soft_erase(a, 0.5))
+    for rate in (np.float64(0.5), np.float32(0.5), np.float16(0.5)):
+        assert torch.equal(soft_erase(a, rate), soft_erase(a, 0.5))
     assert torch.equal(soft_erase(a, np.int64(1)), soft_erase(a, 1.0))
+
 
 @pytest.mark.parametrize("rate", [float("inf"), None, torch.tensor(0.55), 1j], ids=repr)
 def test_rates_that_are_no_numbers_in_range(rate):
-    with pytest.raises(InputError, match="^rate is .*expected.*\\.$"): soft_erase(torch.ones(1, 2, 2), rate)
+    with pytest.raises(InputError, match="^rate is .*expected.*\\.$"):
+        soft_erase(torch.ones(1, 2, 2), rate)

@@ -6,6 +6,7 @@
 __all__ = ['AttentionConfig', 'min_max', 'attention_maps', 'save_attention', 'read_attention', 'write_attention_maps']
 
 # %% ../nbs/method/05_attention.ipynb #8c6ffda2
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ class AttentionConfig:
     "How attention maps are made from a classifier."
     method: str = "dtd"  # one of METHODS
     start_block: int | None = None  # dtd: first block of the product; None: the last block alone (paper)
-    blocks: tuple[int, ...] = ()  # dtd: several first blocks, each with its map from the same walk, in place of start_block
+    blocks: tuple[int, ...] = ()  # dtd: several first blocks, a map for each from one walk; in place of start_block
     clamp: bool = True  # dtd: clamp gradient x relevance at 0 before the mean over heads (Chefer et al.)
     gradient: bool = True  # dtd: weigh relevance by the gradient
     seed: str = "one_hot"  # dtd: relevance starts from 1, or from the "logit" (eq. 1)
@@ -38,20 +39,24 @@ class AttentionConfig:
     precision: str = "auto"  # of the blocks before the explained one: "bf16", "no"
 
     def __post_init__(self):
+        "InputError for a value that makes no sense."
         if self.method not in METHODS:
             raise InputError(f"attention.method is {self.method!r}; expected one of: {', '.join(METHODS)}.")
         if self.join not in ("sum", "max"):
             raise InputError(f"attention.join is {self.join!r}; expected 'sum' or 'max'.")
         if self.blocks and (self.method != "dtd" or self.start_block is not None):
-            raise InputError(f"attention.blocks is {self.blocks}; expected no start_block beside it, and the method 'dtd'.")
+            raise InputError(f"attention.blocks is {self.blocks}; "
+                             "expected no start_block beside it, and the method 'dtd'.")
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"attention.scales is {self.scales}; expected one or more positive numbers.")
 
-    def heatmap(self):
-        "The configured method, as a function of (model, images, pairs)."
-        if self.method != "dtd":
-            return METHODS[self.method]
-        return partial(METHODS["dtd"], start_block=self.blocks or self.start_block, clamp=self.clamp, gradient=self.gradient, seed=self.seed)
+    def heatmap(self) -> Callable[..., torch.Tensor]:  # (model, images, pairs) -> maps
+        "The configured method as a function; DTD alone has options."
+        options = {}
+        if self.method == "dtd":
+            options = dict(clamp=self.clamp, gradient=self.gradient, seed=self.seed)
+            options["start_block"] = self.blocks or self.start_block
+        return partial(METHODS[self.method].function, **options)
 
 # %% ../nbs/method/05_attention.ipynb #0d281b82
 def min_max(
@@ -60,6 +65,26 @@ def min_max(
     "Stretch each map to [0, 1]; a constant map becomes 0."
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - low) / (high - low + 1e-8)
+
+# %% ../nbs/method/05_attention.ipynb #9f7101ed
+def _views_at(
+    model: nn.Module,
+    image: torch.Tensor,  # (3, H, W) uint8
+    logits: torch.Tensor,  # (C,) int64 on the model's device, class ids less 1
+    scale: float,
+    config: AttentionConfig,
+) -> torch.Tensor:  # (views, S * C, H, W) float32, mirrored back; S = len(config.blocks), 1 where there are none
+    "The maps of one scale, of the photograph's size."
+    device, views = logits.device, 2 if config.flip else 1
+    pairs = torch.stack([torch.arange(views, device=device).repeat_interleave(len(logits)), logits.repeat(views)], 1)
+    x = normalize(resize_to_patches(image, config.long_side * scale, patch_size(model)).to(device), model)[None]
+    x = torch.cat([x, x.flip(-1)]) if config.flip else x  # (views, 3, h, w)
+    with autocast(device, resolve_precision(config.precision)):
+        maps = config.heatmap()(model, x, pairs)  # ([S,] views * C, h/p, w/p)
+    maps = maps.clamp(min=0) if METHODS[config.method].signed else maps
+    maps = maps.float().reshape(-1, views, len(logits), *maps.shape[-2:]).transpose(0, 1).flatten(1, 2)
+    maps = torch.cat([maps[:1], maps[1:].flip(-1)])  # (views, S * C, h/p, w/p)
+    return tF.interpolate(maps, image.shape[-2:], mode="bilinear", align_corners=False)
 
 # %% ../nbs/method/05_attention.ipynb #91fdce9e
 @torch.no_grad()
@@ -70,30 +95,26 @@ def attention_maps(
     config: AttentionConfig = AttentionConfig(),
 ) -> torch.Tensor:  # (C, H, W) float32 in [0, 1]; (S, C, H, W) for config.blocks
     "Maps of the photograph's size, one per class, over scales and mirror images."
-    device, (H, W), C, S = next(model.parameters()).device, image.shape[-2:], len(classes), len(config.blocks)
-    if C == 0:
-        return torch.zeros(*([S] if S else []), 0, H, W, device=device)
-    logits = (torch.as_tensor(classes) - 1).to(device)
-    heatmap, patch = config.heatmap(), patch_size(model)
-    views = 2 if config.flip else 1
-    pairs = torch.stack([torch.arange(views, device=device).repeat_interleave(C), logits.repeat(views)], 1)  # (views * C, 2)
-    total = None
+    device, S = next(model.parameters()).device, len(config.blocks)
+    if len(classes) == 0:
+        return torch.zeros(*([S] if S else []), 0, *image.shape[-2:], device=device)
+    logits, total = (torch.as_tensor(classes) - 1).to(device), None
     for scale in config.scales:
-        x = normalize(resize_to_patches(image, config.long_side * scale, patch).to(device), model)[None]  # (1, 3, h, w)
-        x = torch.cat([x, x.flip(-1)]) if config.flip else x
-        with autocast(device, resolve_precision(config.precision)):
-            maps = heatmap(model, x, pairs)  # ([S,] views * C, h/p, w/p)
-        maps = maps.clamp(min=0) if config.method == "cam" else maps  # activation maps are cut at 0 (PSA and its followers)
-        maps = maps.float().reshape(-1, views, C, *maps.shape[-2:]).transpose(0, 1).flatten(1, 2)  # (views, S * C, h/p, w/p)
-        maps = torch.cat([maps[:1], maps[1:].flip(-1)])  # the mirrored view, mirrored back
-        maps = tF.interpolate(maps, (H, W), mode="bilinear", align_corners=False)  # (views, S * C, H, W)
-        maps = maps.sum(0) if config.join == "sum" else maps.amax(0)
-        total = maps if total is None else total + maps if config.join == "sum" else torch.maximum(total, maps)
-    return min_max(total.unflatten(0, (S, C)) if S else total)
+        maps = _views_at(model, image, logits, scale, config)
+        maps = maps.sum(0) if config.join == "sum" else maps.amax(0)  # (S * C, H, W)
+        if total is None:
+            total = maps
+        else:
+            total = total + maps if config.join == "sum" else torch.maximum(total, maps)
+    return min_max(total.unflatten(0, (S, len(classes))) if S else total)
 
 # %% ../nbs/method/05_attention.ipynb #23a1286b
-def save_attention(path: Path, attention: torch.Tensor, classes: torch.Tensor) -> None:
-    "Write maps (C, H, W) or (S, C, H, W) and class ids (C,) as one file, atomically."
+def save_attention(
+    path: Path,  # ID.npz
+    attention: torch.Tensor,  # (C, H, W) or (S, C, H, W) in [0, 1]
+    classes: torch.Tensor,  # (C,) class ids
+) -> None:
+    "Write maps and class ids as one file, atomically."
     with atomic_write(path) as handle:
         np.savez(handle, attention=attention.cpu().numpy().astype(np.float16), classes=classes.numpy().astype(np.uint8))
 
@@ -103,12 +124,14 @@ def read_attention(
     "Maps and class ids of one image; InputError when the file is absent or unreadable."
     try:
         with np.load(path) as data:
-            return torch.from_numpy(data["attention"].astype(np.float32)), torch.from_numpy(data["classes"].astype(np.int64))
+            attention, classes = data["attention"].astype(np.float32), data["classes"].astype(np.int64)
+            return torch.from_numpy(attention), torch.from_numpy(classes)
     except FileNotFoundError:
         raise InputError(f"Attention maps {path} do not exist.") from None
     except Exception as error:
         raise InputError(f"Attention maps {path} cannot be read: {error}.") from error
 
+# %% ../nbs/method/05_attention.ipynb #f1b7e53e
 def write_attention_maps(
     model: nn.Module,
     voc: VOCDataset,

@@ -13,14 +13,11 @@ import torch
 from .data import InputError
 
 # %% ../nbs/method/06_soft_erase.ipynb #771ba838
-def soft_erase(
-    attention: torch.Tensor,  # (C, H, W) float, not negative; one map per class, usually min-max normalised
-    rate: float = 0.55,  # S_r in (0, 1]: peaks are cut at this share of their map's maximum; 1 cuts nothing
-    renormalize: bool = True,  # divide by the clip, so that each maximum is 1; False is the literal eq. 7
-) -> torch.Tensor:  # (C, H, W), same dtype and device
-    "Clip every map at `rate` times its own maximum (eqs. 6-7); InputError for a bad rate, shape, dtype or value."
+def _check_erase(attention, rate):
+    "InputError for a bad shape, dtype, value or rate."
     if not isinstance(attention, torch.Tensor) or attention.ndim != 3 or 0 in attention.shape[1:]:
-        found = f"shape {tuple(attention.shape)}" if isinstance(attention, torch.Tensor) else type(attention).__name__
+        is_tensor = isinstance(attention, torch.Tensor)
+        found = f"shape {tuple(attention.shape)}" if is_tensor else type(attention).__name__
         raise InputError(f"attention has {found}; expected a tensor of shape (classes, height, width).")
     if not attention.is_floating_point():
         raise InputError(f"attention has dtype {attention.dtype}; expected a floating-point tensor.")
@@ -30,6 +27,14 @@ def soft_erase(
         low, high = (v.item() for v in attention.aminmax())  # NaN anywhere makes both NaN
         if not 0 <= low <= high < float("inf"):
             raise InputError(f"attention has values from {low:g} to {high:g}; expected finite values, none negative.")
+
+def soft_erase(
+    attention: torch.Tensor,  # (C, H, W) float, not negative; one map per class, usually min-max normalised
+    rate: float = 0.55,  # S_r in (0, 1]: peaks are cut at this share of their map's maximum; 1 cuts nothing
+    renormalize: bool = True,  # divide by the clip, so that each maximum is 1; False is the literal eq. 7
+) -> torch.Tensor:  # (C, H, W), same dtype and device
+    "Clip every map at `rate` times its own maximum (eqs. 6-7); InputError for a bad rate, shape, dtype or value."
+    _check_erase(attention, rate)
     clip = attention.amax(dim=(1, 2), keepdim=True) * float(rate)  # (C, 1, 1)  A_max * S_r
     erased = torch.minimum(attention, clip)  # (C, H, W)
     return erased.div_(torch.where(clip > 0, clip, 1)) if renormalize else erased  # an all-zero map stays zero

@@ -6,35 +6,18 @@
 __all__ = ['label_and_thresholds', 'erase_label', 'aot']
 
 # %% ../../nbs/kernels/04_erase_label.ipynb #74003b4c
-import math
 import os
-from typing import Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from ..data import IGNORE, InputError
-
-# %% ../../nbs/kernels/04_erase_label.ipynb #3d1e26b7
-@triton.jit
-def _key(x):
-    "Integers in the order of the floats, the negative ones included."
-    if x.dtype == tl.float64:
-        i = x.to(tl.int64, bitcast=True)
-        return i ^ ((i >> 63) & 0x7FFFFFFFFFFFFFFF)
-    else:
-        i = x.to(tl.int32, bitcast=True)
-        return i ^ ((i >> 31) & 0x7FFFFFFF)
-
-@triton.jit
-def _float(key):
-    "The float that has this key."
-    if key.dtype == tl.int64:
-        return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
-    else:
-        return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+from .digits import float_of, key_of, median, pick
+from wegformer.kernels.label_batch import (
+    ABOVE, CLASSES, FIRST, HIGH, ID, IMAGE, LABEL, LEAST, LOW, OFFSET, PIXELS, SALIENCY, SALIENT, LabelBatch,
+    check_values, checked, label_batch, multiple, share
+)
 
 # %% ../../nbs/kernels/04_erase_label.ipynb #8d3e036c
 @triton.jit
@@ -45,41 +28,33 @@ def _divide(a, b):
     else:
         return tl.div_rn(a, b)
 
-# %% ../../nbs/kernels/04_erase_label.ipynb #df4560b6
-_PIXELS, _FIRST, _CLASSES, _LABEL, _SALIENCY, _SALIENT, _LEAST = [tl.constexpr(k) for k in range(7)]  # columns of the table of images
-_OFFSET, _ID, _IMAGE, _LOW, _HIGH, _ABOVE = [tl.constexpr(k) for k in range(6)]  # of the table of maps
-
-@triton.jit
-def _multiple(ptr, VEC: tl.constexpr):
-    "A number from a table, of which the compiler is to know that VEC divides it."
-    return tl.load(ptr) // VEC * VEC
-
 # %% ../../nbs/kernels/04_erase_label.ipynb #8d24fb6e
 @triton.jit(do_not_specialize=["tiles"])
 def _range_kernel(a_ptr, image_ptr, map_ptr, tiles, VEC: tl.constexpr, BLOCK: tl.constexpr):
     "The smallest and the largest key of each map, into the table of maps."
-    m, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
+    m, start = share(tiles, BLOCK)
     row = map_ptr + m * 8
-    left = _multiple(image_ptr + tl.load(row + _IMAGE) * 8 + _PIXELS, VEC) - start
+    left = multiple(image_ptr + tl.load(row + IMAGE) * 8 + PIXELS, VEC) - start
     if left <= 0:
         return
     at = tl.arange(0, BLOCK)
-    key = _key(tl.load(a_ptr + _multiple(row + _OFFSET, VEC) + start + at, mask=at < left, other=0.0))
+    key = key_of(tl.load(a_ptr + multiple(row + OFFSET, VEC) + start + at, mask=at < left, other=0.0))
     last: tl.constexpr = 0x7FFFFFFF if key.dtype == tl.int32 else 0x7FFFFFFFFFFFFFFF
-    tl.atomic_min(row + _LOW, tl.min(tl.where(at < left, key, last)).to(tl.int64), sem="relaxed")
-    tl.atomic_max(row + _HIGH, tl.max(tl.where(at < left, key, -last)).to(tl.int64), sem="relaxed")
+    tl.atomic_min(row + LOW, tl.min(tl.where(at < left, key, last)).to(tl.int64), sem="relaxed")
+    tl.atomic_max(row + HIGH, tl.max(tl.where(at < left, key, -last)).to(tl.int64), sem="relaxed")
 
 # %% ../../nbs/kernels/04_erase_label.ipynb #b5691e15
 @triton.jit
-def _read(a_ptr, row, start, at, mask, number_ptr, MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, VEC: tl.constexpr):
-    "A block of a map before and after erasing. The numbers at `number_ptr` are S_r, the bounds of step 5 and eq. 10, and 1e-8."
-    raw = tl.load(a_ptr + _multiple(row + _OFFSET, VEC) + start + at, mask=mask, other=0.0)
+def _read(a_ptr, row, start, at, mask, number_ptr,
+          MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, VEC: tl.constexpr):
+    "A block of a map before and after erasing."
+    raw = tl.load(a_ptr + multiple(row + OFFSET, VEC) + start + at, mask=mask, other=0.0)
     erased = raw
     if MINMAX or ERASE:
         integer: tl.constexpr = tl.int64 if raw.dtype == tl.float64 else tl.int32
-        peak = _float(tl.load(row + _HIGH).to(integer))
+        peak = float_of(tl.load(row + HIGH).to(integer))
         if MINMAX:
-            low = _float(tl.load(row + _LOW).to(integer))
+            low = float_of(tl.load(row + LOW).to(integer))
             span = (peak - low) + tl.load(number_ptr + 3)
             peak = _divide(peak - low, span)
             raw = _divide(raw - low, span)
@@ -91,37 +66,31 @@ def _read(a_ptr, row, start, at, mask, number_ptr, MINMAX: tl.constexpr, ERASE: 
                 erased = _divide(erased, tl.where(clip > 0, clip, 1.0))  # an all-zero map stays zero
     return raw, erased
 
-# %% ../../nbs/kernels/04_erase_label.ipynb #d9d3429b
-@triton.jit(do_not_specialize=["conflict_min", "salient_thr", "uncertain_level", "first_key", "shift", "tiles"])
-def _label_kernel(
-    a_ptr, saliency_ptr, label_ptr, image_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, flag_ptr,
-    fg_thr, background_score, conflict_thr, conflict_min, salient_thr, uncertain_level, first_key, shift, tiles,
-    MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, BACKGROUND: tl.constexpr, CONFLICT: tl.constexpr, UNCERTAIN: tl.constexpr,
-    BLIND: tl.constexpr, EPOM: tl.constexpr, RAW: tl.constexpr, VEC: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
-):
-    "Steps 1 to 5; how many pixels each class owns, and the first digit of their attention."
-    i, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
-    image = image_ptr + i * 8
-    left = _multiple(image + _PIXELS, VEC) - start
-    if left <= 0:
-        return
-    at = tl.arange(0, BLOCK)
-    inside = at < left
-    first, classes, salient = tl.load(image + _FIRST), tl.load(image + _CLASSES), tl.load(image + _SALIENT) > 0
-
+# %% ../../nbs/kernels/04_erase_label.ipynb #6cd245ba
+@triton.jit
+def _background(saliency_ptr, image, start, at, inside, fg_thr, background_score, salient_thr,
+                BACKGROUND: tl.constexpr, UNCERTAIN: tl.constexpr, VEC: tl.constexpr, BLOCK: tl.constexpr):
+    "Saliency, whether there is any, and the background's score."
+    salient = tl.load(image + SALIENT) > 0
     best = tl.zeros([BLOCK], tl.float32) + background_score  # step 1
     s = tl.zeros([BLOCK], tl.int32)
     if BACKGROUND != "constant" or UNCERTAIN != "off":
-        s = tl.load(saliency_ptr + _multiple(image + _SALIENCY, VEC) + start + at, mask=inside & salient, other=0).to(tl.int32)
+        place = saliency_ptr + multiple(image + SALIENCY, VEC) + start + at
+        s = tl.load(place, mask=inside & salient, other=0).to(tl.int32)
     if BACKGROUND == "saliency":
         best = tl.where(salient, 1.0 - tl.div_rn(s.to(tl.float32), 255.0), best)
     if BACKGROUND == "binary":
         best = tl.where(salient, (s <= salient_thr).to(tl.float32), best)
-    best = tl.where(best >= fg_thr, best, 0.0)  # step 2
-    background = best
+    return s, salient, tl.where(best >= fg_thr, best, 0.0)  # step 2
 
+# %% ../../nbs/kernels/04_erase_label.ipynb #8c77f055
+@triton.jit
+def _contest(a_ptr, map_ptr, number_ptr, first, classes, start, at, inside, best, fg_thr, conflict_thr,
+             MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, VEC: tl.constexpr,
+             BLOCK: tl.constexpr):
+    "Winner, its score, claims above `conflict_thr`, where a class looks hard, where a value is not allowed."
     label = tl.zeros([BLOCK], tl.int32)
-    claims = (background > conflict_thr).to(tl.int32)
+    claims = (best > conflict_thr).to(tl.int32)
     strong, bad = at < 0, at < 0
     c = 0
     while c < classes:
@@ -130,142 +99,179 @@ def _label_kernel(
         bad = bad | (inside & ~((raw >= 0) & (raw <= 1)))  # NaN too
         strong = strong | (a > tl.load(number_ptr + 1))
         score = a.to(tl.float32)
-        score = tl.where(score >= fg_thr, score, 0.0)  # step 2
+        score = tl.where(score >= fg_thr, score, 0.0)
         claims += (score > conflict_thr).to(tl.int32)
-        label = tl.where(score > best, tl.load(row + _ID).to(tl.int32), label)  # step 4: of equal scores the first
+        label = tl.where(score > best, tl.load(row + ID).to(tl.int32), label)  # of equal scores the first
         best = tl.maximum(best, score)
         c += 1
-    if CONFLICT == "relative":  # step 3, now that the highest score is known
-        bound = conflict_thr * best
-        claims = (background > bound).to(tl.int32)
-        c = 0
-        while c < classes:
-            raw, a = _read(a_ptr, map_ptr + (first + c) * 8, start, at, inside, number_ptr, MINMAX, ERASE, RENORMALIZE, VEC)
-            score = a.to(tl.float32)
-            claims += (tl.where(score >= fg_thr, score, 0.0) > bound).to(tl.int32)
-            c += 1
+    return label, best, claims, strong, bad
+
+@triton.jit
+def _rivals(a_ptr, map_ptr, number_ptr, first, classes, start, at, inside, background, bound, fg_thr,
+            MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, VEC: tl.constexpr):
+    "How many channels claim a pixel, where each pixel has a bound of its own."
+    claims = (background > bound).to(tl.int32)
+    c = 0
+    while c < classes:
+        row = map_ptr + (first + c) * 8
+        raw, a = _read(a_ptr, row, start, at, inside, number_ptr, MINMAX, ERASE, RENORMALIZE, VEC)
+        score = a.to(tl.float32)
+        claims += (tl.where(score >= fg_thr, score, 0.0) > bound).to(tl.int32)
+        c += 1
+    return claims
+
+# %% ../../nbs/kernels/04_erase_label.ipynb #ff8680a7
+@triton.jit
+def _ignored(label, claims, s, salient, strong, conflict_min, salient_thr, uncertain_level,
+             CONFLICT: tl.constexpr, UNCERTAIN: tl.constexpr, BLIND: tl.constexpr):
+    "Steps 3 and 5."
     if CONFLICT != "off":
         label = tl.where(claims >= conflict_min, 255, label)
-    if UNCERTAIN == "level":  # step 5
+    if UNCERTAIN == "level":
         doubt = (s >= uncertain_level) | strong
         if not BLIND:
             doubt = doubt & salient
         label = tl.where(doubt & (label == 0), 255, label)
     if UNCERTAIN == "salient":
         label = tl.where(salient & (s > salient_thr) & (label == 0), 255, label)
-    tl.store(label_ptr + _multiple(image + _LABEL, VEC) + start + at, label.to(tl.uint8), mask=inside)
-    tl.store(flag_ptr + i, 1, mask=tl.max(bad.to(tl.int32)) > 0)
+    return label
 
+@triton.jit
+def _count(a_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, first, classes, start, at, inside, label, first_key,
+           shift, MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, EPOM: tl.constexpr,
+           VEC: tl.constexpr, BITS: tl.constexpr):
+    "Adds up the pixels that each class owns, and the first digit of their attention."
     c = 0
     while c < classes:
         row = map_ptr + (first + c) * 8
-        own = inside & (label == tl.load(row + _ID).to(tl.int32))
+        own = inside & (label == tl.load(row + ID).to(tl.int32))
         pixels = tl.sum(own.to(tl.int32))
         if pixels > 0:
             tl.atomic_add(count_ptr + first + c, pixels, sem="relaxed")
             if EPOM:
-                raw, a = _read(a_ptr, row, start, at, own, number_ptr, MINMAX, ERASE and not RAW, RENORMALIZE, VEC)
-                digit = ((_key(a) - first_key) >> shift).to(tl.int32) & ((1 << BITS) - 1)
+                raw, a = _read(a_ptr, row, start, at, own, number_ptr, MINMAX, ERASE, RENORMALIZE, VEC)
+                digit = ((key_of(a) - first_key) >> shift).to(tl.int32) & ((1 << BITS) - 1)
                 counts = tl.histogram(digit, 1 << BITS, mask=own)
-                tl.atomic_add(histogram_ptr + ((first + c) << BITS) + tl.arange(0, 1 << BITS), counts, mask=counts > 0, sem="relaxed")
+                bins = histogram_ptr + ((first + c) << BITS) + tl.arange(0, 1 << BITS)
+                tl.atomic_add(bins, counts, mask=counts > 0, sem="relaxed")
         c += 1
 
-# %% ../../nbs/kernels/04_erase_label.ipynb #c775a4ec
+# %% ../../nbs/kernels/04_erase_label.ipynb #d9d3429b
+@triton.jit(do_not_specialize=["conflict_min", "salient_thr", "uncertain_level", "first_key", "shift", "tiles"])
+def _label_kernel(
+    a_ptr, saliency_ptr, label_ptr, image_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, flag_ptr,
+    fg_thr, background_score, conflict_thr, conflict_min, salient_thr, uncertain_level, first_key, shift, tiles,
+    MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, BACKGROUND: tl.constexpr,
+    CONFLICT: tl.constexpr, UNCERTAIN: tl.constexpr, BLIND: tl.constexpr, EPOM: tl.constexpr, RAW: tl.constexpr,
+    VEC: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+):
+    "Steps 1 to 5; how many pixels each class owns, and the first digit of their attention."
+    i, start = share(tiles, BLOCK)
+    image = image_ptr + i * 8
+    left = multiple(image + PIXELS, VEC) - start
+    if left <= 0:
+        return
+    at = tl.arange(0, BLOCK)
+    inside = at < left
+    first, classes = tl.load(image + FIRST), tl.load(image + CLASSES)
+    s, salient, background = _background(saliency_ptr, image, start, at, inside, fg_thr, background_score, salient_thr,
+                                         BACKGROUND, UNCERTAIN, VEC, BLOCK)
+    label, best, claims, strong, bad = _contest(
+        a_ptr, map_ptr, number_ptr, first, classes, start, at, inside, background, fg_thr, conflict_thr,
+        MINMAX, ERASE, RENORMALIZE, VEC, BLOCK)
+    if CONFLICT == "relative":  # now that the highest score is known
+        claims = _rivals(a_ptr, map_ptr, number_ptr, first, classes, start, at, inside, background,
+                         conflict_thr * best, fg_thr, MINMAX, ERASE, RENORMALIZE, VEC)
+    label = _ignored(label, claims, s, salient, strong, conflict_min, salient_thr, uncertain_level,
+                     CONFLICT, UNCERTAIN, BLIND)
+    tl.store(label_ptr + multiple(image + LABEL, VEC) + start + at, label.to(tl.uint8), mask=inside)
+    tl.store(flag_ptr + i, 1, mask=tl.max(bad.to(tl.int32)) > 0)
+    _count(a_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, first, classes, start, at, inside, label, first_key,
+           shift, MINMAX, ERASE and not RAW, RENORMALIZE, EPOM, VEC, BITS)
+
+# %% ../../nbs/kernels/04_erase_label.ipynb #a50e363d
 @triton.jit
-def _pick(histogram_ptr, state_ptr, selection, digit, m, maps, digits, BITS: tl.constexpr):
-    "After `digit` looks: the last counts, the bin where the rank falls, the key up to it, the rank inside it, and how many values there are."
-    row = (selection * digits + digit - 1).to(tl.int64) * maps + m
-    counts = tl.load(histogram_ptr + (row << BITS) + tl.arange(0, 1 << BITS))
-    values = tl.sum(counts).to(tl.int64)
-    rank, prefix = (values - 1) // 2, values - values
-    if digit > 1:
-        prefix, rank, values = tl.load(state_ptr + row * 3), tl.load(state_ptr + row * 3 + 1), tl.load(state_ptr + row * 3 + 2)
-    before = tl.cumsum(counts, 0) <= rank
-    here = tl.sum(before.to(tl.int32))
-    return counts, here, (prefix << BITS) + here, rank - tl.sum(tl.where(before, counts, 0)), values
+def _settled(row, number_ptr, histogram_ptr, state_ptr, first_key, selection, digit, here, m, maps, digits, note,
+             BITS: tl.constexpr):
+    "The digits so far, and the bound of the pixels that are looked at; noted where `note`."
+    prefix, bound = here - here, tl.load(number_ptr + 2)
+    if digit > 0:
+        _, _, prefix, rank, values = pick(histogram_ptr, state_ptr, selection, digit, m, maps, digits, BITS)
+        tl.store(state_ptr + here * 3, prefix, mask=note)
+        tl.store(state_ptr + here * 3 + 1, rank, mask=note)
+        tl.store(state_ptr + here * 3 + 2, values, mask=note)
+        if selection == 1:
+            bound = float_of(tl.load(state_ptr + (here - digit.to(tl.int64) * maps) * 3).to(key_of(bound).dtype))
+    else:
+        if selection == 1:
+            bound = median(histogram_ptr, state_ptr, row + ABOVE, number_ptr, first_key, 0, m, maps, digits, BITS)
+            tl.store(state_ptr + here * 3, key_of(bound).to(tl.int64), mask=note)
+    return prefix, bound
 
 @triton.jit
-def _median(histogram_ptr, state_ptr, above_ptr, number_ptr, first_key, selection, m, maps, digits, BITS: tl.constexpr):
-    "The median after the last look; 1 where there are no values."
-    counts, here, key, rank, values = _pick(histogram_ptr, state_ptr, selection, digits, m, maps, digits, BITS)
-    bins = tl.arange(0, 1 << BITS)
-    after = tl.min(tl.where((bins > here) & (counts > 0), bins, 1 << BITS))
-    upper = tl.where(after < (1 << BITS), key - here + after, tl.load(above_ptr))
-    upper = tl.where(rank + 1 < tl.sum(tl.where(bins == here, counts, 0)), key, upper)
-    integer: tl.constexpr = tl.int64 if number_ptr.dtype.element_ty == tl.float64 else tl.int32
-    low, high = _float((key + first_key).to(integer)), _float((upper + first_key).to(integer))
-    median = tl.where(values % 2 == 1, low, (low + high) * 0.5)
-    return tl.where(values > 0, median, 1.0)
+def _look(a, take, prefix, first_key, digit, digits, histogram_ptr, above_ptr, BITS: tl.constexpr):
+    "Counts a digit of the pixels with these digits before it; the last look also finds the smallest key beyond."
+    key = key_of(a)
+    key -= first_key.to(key.dtype)
+    shift = ((digits - 1 - digit) * BITS).to(key.dtype)
+    head, prefix = key >> shift >> BITS, prefix.to(key.dtype)
+    counts = tl.histogram((key >> shift).to(tl.int32) & ((1 << BITS) - 1), 1 << BITS, mask=take & (head == prefix))
+    tl.atomic_add(histogram_ptr + tl.arange(0, 1 << BITS), counts, mask=counts > 0, sem="relaxed")
+    if digit == digits - 1:
+        last: tl.constexpr = 0x7FFFFFFF if key.dtype == tl.int32 else 0x7FFFFFFFFFFFFFFF
+        above = tl.min(tl.where(take & (head > prefix), key, last)).to(tl.int64)
+        tl.atomic_min(above_ptr, above, mask=above < last, sem="relaxed")
 
 # %% ../../nbs/kernels/04_erase_label.ipynb #38547487
 @triton.jit(do_not_specialize=["first_key", "step", "digits", "maps", "tiles"])
 def _digit_kernel(
-    a_ptr, label_ptr, image_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, state_ptr, first_key, step, digits, maps, tiles,
-    MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, VEC: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    a_ptr, label_ptr, image_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, state_ptr, first_key, step, digits,
+    maps, tiles, MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, VEC: tl.constexpr,
+    BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     "Look `step` at each map: the histogram of its next digit."
-    m, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
+    m, start = share(tiles, BLOCK)
     row = map_ptr + m * 8
-    image = image_ptr + tl.load(row + _IMAGE) * 8
-    left = _multiple(image + _PIXELS, VEC) - start
+    image = image_ptr + tl.load(row + IMAGE) * 8
+    left = multiple(image + PIXELS, VEC) - start
     owns = tl.load(count_ptr + m) > 0
     if (left <= 0) | (owns & (step >= digits)):
         return
     selection = tl.where(owns, 0, (step - 1) // digits)  # 0: own or strong pixels, 1: the top
     digit = tl.where(owns, step, (step - 1) % digits)
     here = (selection * digits + digit).to(tl.int64) * maps + m  # the row of this look among histograms and states
-
-    prefix, bound, note = start - start, tl.load(number_ptr + 2), start == 0
-    if digit > 0:
-        _, _, prefix, rank, values = _pick(histogram_ptr, state_ptr, selection, digit, m, maps, digits, BITS)
-        tl.store(state_ptr + here * 3, prefix, mask=note)
-        tl.store(state_ptr + here * 3 + 1, rank, mask=note)
-        tl.store(state_ptr + here * 3 + 2, values, mask=note)
-        if selection == 1:
-            bound = _float(tl.load(state_ptr + (here - digit.to(tl.int64) * maps) * 3).to(_key(bound).dtype))
-    else:
-        if selection == 1:
-            bound = _median(histogram_ptr, state_ptr, row + _ABOVE, number_ptr, first_key, 0, m, maps, digits, BITS)
-            tl.store(state_ptr + here * 3, _key(bound).to(tl.int64), mask=note)
-
+    prefix, bound = _settled(row, number_ptr, histogram_ptr, state_ptr, first_key, selection, digit, here, m, maps,
+                             digits, start == 0, BITS)
     at = tl.arange(0, BLOCK)
     take = at < left
     if owns:
-        label = tl.load(label_ptr + _multiple(image + _LABEL, VEC) + start + at, mask=take, other=0)
-        take = take & (label == tl.load(row + _ID))
+        label = tl.load(label_ptr + multiple(image + LABEL, VEC) + start + at, mask=take, other=0)
+        take = take & (label == tl.load(row + ID))
     raw, a = _read(a_ptr, row, start, at, take, number_ptr, MINMAX, ERASE, RENORMALIZE, VEC)
     take = take & (owns | (a > bound))
-    key = _key(a)
-    key -= first_key.to(key.dtype)
-    shift = ((digits - 1 - digit) * BITS).to(key.dtype)
-    head, prefix = key >> shift >> BITS, prefix.to(key.dtype)
-    counts = tl.histogram((key >> shift).to(tl.int32) & ((1 << BITS) - 1), 1 << BITS, mask=take & (head == prefix))
-    tl.atomic_add(histogram_ptr + (here << BITS) + tl.arange(0, 1 << BITS), counts, mask=counts > 0, sem="relaxed")
-    if digit == digits - 1:
-        last: tl.constexpr = 0x7FFFFFFF if key.dtype == tl.int32 else 0x7FFFFFFFFFFFFFFF
-        above = tl.min(tl.where(take & (head > prefix), key, last)).to(tl.int64)
-        tl.atomic_min(row + _ABOVE + selection, above, mask=above < last, sem="relaxed")
+    _look(a, take, prefix, first_key, digit, digits, histogram_ptr + (here << BITS), row + ABOVE + selection, BITS)
 
 # %% ../../nbs/kernels/04_erase_label.ipynb #fc5827a2
 @triton.jit(do_not_specialize=["first_key", "digits", "maps", "tiles"])
 def _mine_kernel(
-    a_ptr, label_ptr, image_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, state_ptr, threshold_ptr, first_key, digits, maps, tiles,
-    MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, EPOM: tl.constexpr, VEC: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    a_ptr, label_ptr, image_ptr, map_ptr, number_ptr, count_ptr, histogram_ptr, state_ptr, threshold_ptr, first_key,
+    digits, maps, tiles, MINMAX: tl.constexpr, ERASE: tl.constexpr, RENORMALIZE: tl.constexpr, EPOM: tl.constexpr,
+    VEC: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     "Steps 6 and 7, in place."
-    i, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
+    i, start = share(tiles, BLOCK)
     image = image_ptr + i * 8
-    left = _multiple(image + _PIXELS, VEC) - start
+    left = multiple(image + PIXELS, VEC) - start
     if left <= 0:
         return
-    first, classes, lacking = tl.load(image + _FIRST), tl.load(image + _CLASSES), tl.load(image + _LEAST)
+    first, classes, lacking = tl.load(image + FIRST), tl.load(image + CLASSES), tl.load(image + LEAST)
     c = 0
     while c < classes:
         lacking -= tl.load(count_ptr + first + c)
         c += 1
     at = tl.arange(0, BLOCK)
     inside = at < left
-    label_ptr += _multiple(image + _LABEL, VEC) + start
+    label_ptr += multiple(image + LABEL, VEC) + start
     mined = inside & (lacking > 0)
     if EPOM:
         background = inside & (tl.load(label_ptr + at, mask=inside, other=1) == 0)
@@ -274,193 +280,117 @@ def _mine_kernel(
             m = first + c
             row = map_ptr + m * 8
             selection = tl.where(tl.load(count_ptr + m) > 0, 0, 1)
-            threshold = _median(histogram_ptr, state_ptr, row + _ABOVE + selection, number_ptr, first_key, selection, m, maps, digits, BITS)
+            threshold = median(histogram_ptr, state_ptr, row + ABOVE + selection, number_ptr, first_key, selection,
+                               m, maps, digits, BITS)
             tl.store(threshold_ptr + m, threshold, mask=start == 0)
             raw, a = _read(a_ptr, row, start, at, background, number_ptr, MINMAX, ERASE, RENORMALIZE, VEC)
             mined = mined | (background & (a > threshold))
             c += 1
     tl.store(label_ptr + at, tl.full([BLOCK], 255, tl.uint8), mask=mined)
 
-# %% ../../nbs/kernels/04_erase_label.ipynb #0e106c61
-def _least(share, pixels):
-    "The smallest number of pixels whose share of all is not below `share`."
-    if share is None: return 0
-    count = math.ceil(share * pixels)
-    while count and (count - 1) / pixels >= share: count -= 1
-    while count / pixels < share: count += 1
-    return count
-
-def _number_key(x):
-    "The key of a NumPy float that is not negative."
-    return int(x.view(np.int64 if x.dtype == np.float64 else np.int32))
-
-def _digits(rule, number):
-    "The smallest key that EPOM can meet, how many digits lead from there to the key of 1, and their width in bits."
-    own = number(0)  # a raw map may be anything where its erased form is above fg_thr
-    if rule.epom_map == "erased" or rule.erase_rate is None: own = number(np.nextafter(np.float32(rule.fg_thr), np.float32(0)))
-    first = min(_number_key(own), _number_key(number(rule.t_fg)))
-    width = (_number_key(number(1)) - first).bit_length()
-    digits = max(2, -(-width // 10))
-    return first, digits, max(8, -(-width // digits))
-
-# %% ../../nbs/kernels/04_erase_label.ipynb #840319f7
-_SWITCHES = ("erase_rate", "renormalize", "background", "background_score", "salient_thr", "fg_thr", "conflict_thr", "conflict_relative", "conflict_min",
-             "uncertain", "uncertain_without_saliency", "uncertain_thr", "uncertain_level", "epom", "epom_map", "t_fg", "min_foreground")
-
-def _ids(classes):
-    "Class ids of each image as a list; those on a GPU in one transfer."
-    far = [i for i, ids in enumerate(classes) if isinstance(ids, torch.Tensor) and ids.is_cuda and ids.ndim == 1]
-    if far:
-        values = torch.cat([classes[i] for i in far]).tolist()
-        for i in far: classes[i], values = values[:len(classes[i])], values[len(classes[i]):]
-    def plain(v):
-        try: return v if isinstance(v, bool) else v.__index__()
-        except (AttributeError, TypeError): return v
-    listed = lambda ids: ids.tolist() if isinstance(ids, (torch.Tensor, np.ndarray)) else list(ids)
-    return [[plain(v) for v in listed(ids)] if hasattr(ids, "__iter__") else ids for ids in classes]
-
-def _checked(maps, classes, saliency, rule):
-    "The inputs as lists of plain tensors on one device and lists of ids, or InputError."
-    if not all(hasattr(rule, name) for name in _SWITCHES):
-        raise InputError(f"rule is {rule!r}; expected a LabelRule, such as LabelRule.preset('paper').")
-    try: maps, classes, saliency = list(maps), _ids(list(classes)), None if saliency is None else list(saliency)
-    except TypeError: raise InputError(f"maps, classes and saliency are {', '.join(type(x).__name__ for x in (maps, classes, saliency))}; expected sequences, one entry for each image.") from None
-    if saliency is None: saliency = [None] * len(maps)
-    if not len(maps) == len(classes) == len(saliency):
-        raise InputError(f"maps, classes and saliency have {len(maps)}, {len(classes)} and {len(saliency)} entries; expected one for each image.")
-    for i, (a, ids, s) in enumerate(zip(maps, classes, saliency)):
-        if not isinstance(a, torch.Tensor) or a.ndim != 3 or 0 in a.shape[1:]:
-            found = f"shape {tuple(a.shape)}" if isinstance(a, torch.Tensor) else f"type {type(a).__name__}"
-            raise InputError(f"maps[{i}] has {found}; expected a tensor of shape (classes, height, width).")
-        if a.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"maps[{i}] has dtype {a.dtype}; expected torch.float32 or torch.float64.")
-        if (a.dtype, a.device) != (maps[0].dtype, maps[0].device):
-            raise InputError(f"maps[{i}] is {a.dtype} on {a.device}; expected {maps[0].dtype} on {maps[0].device} as maps[0].")
-        good = isinstance(ids, list) and len(ids) == len(a) and all(type(v) is int and 0 < v < IGNORE for v in ids) and len(set(ids)) == len(ids)
-        if not good: raise InputError(f"classes[{i}] is {ids}; expected {len(a)} different integers from 1 to {IGNORE - 1}, one for each map.")
-        if s is None: continue
-        if not isinstance(s, torch.Tensor) or s.dtype != torch.uint8 or s.shape != a.shape[1:]:
-            found = f"{s.dtype} of shape {tuple(s.shape)}" if isinstance(s, torch.Tensor) else type(s).__name__
-            raise InputError(f"saliency[{i}] is {found}; expected None or torch.uint8 of shape {tuple(a.shape[1:])}.")
-        saliency[i] = s.as_subclass(torch.Tensor).to(a.device).contiguous()
-    maps = [a.detach().as_subclass(torch.Tensor) for a in maps]
-    return [a if not len(a) or a[0].is_contiguous() else a.contiguous() for a in maps], classes, saliency
-
 # %% ../../nbs/kernels/04_erase_label.ipynb #416d23a3
-def _tables(maps, classes, saliency, rule, number):
-    "Tables of images and maps, numbers in the maps' dtype, the tensors that the offsets count from, and the largest VEC."
-    like = next((a for a in maps if len(a)), maps[0])
-    whole = next((s for s in saliency if s is not None), None)
-    images, rows = np.zeros((len(maps), 8), np.int64), np.zeros((sum(map(len, maps)), 8), np.int64)
-    last, item, m, label = np.iinfo(np.int64).max, like.element_size(), 0, 0
-    for i, (a, ids, s) in enumerate(zip(maps, classes, saliency)):
-        pixels, C = a.shape[1] * a.shape[2], len(ids)
-        images[i, :7] = pixels, m, C, label, 0 if s is None else s.data_ptr() - whole.data_ptr(), s is not None, _least(rule.min_foreground, pixels)
-        rows[m:m + C, 0] = (a.data_ptr() - like.data_ptr()) // item + a.stride(0) * np.arange(C)
-        rows[m:m + C, 1], rows[m:m + C, 2] = ids, i
-        m, label = m + C, label + (pixels + 15) // 16 * 16
-    rows[:, 3:7] = last, -last, last, last
-    numbers = np.array([rule.erase_rate or 1, rule.uncertain_thr, rule.t_fg, 1e-8], number)
-    vec = 16 // item
-    while any((x % vec).any() for x in (images[:, 0], images[:, 4], rows[:, 0])): vec //= 2
-    return images, rows, numbers, like, whole, vec
+def _blocks(batch, block):
+    "Pixels that a program works on: in the labels' pass, and in all others."
+    if block:
+        return block, block
+    if batch.like.device.type == "cuda":
+        return 1024, 8192 // batch.like.element_size()
+    return (min(2 ** 18, triton.next_power_of_2(batch.most)),) * 2  # the interpreter wants few programs
 
+def _launch(batch: LabelBatch, rule, minmax: bool, block: int | None):
+    "All passes over a batch."
+    b, images, maps, (small, large) = batch, len(batch.flag), len(batch.count), _blocks(batch, block)
+    tiles, small_tiles = triton.cdiv(b.most, large), triton.cdiv(b.most, small)
+    erase, raw = rule.erase_rate is not None, rule.epom_map == "raw"
+    if maps and (minmax or erase):
+        _range_kernel[(maps * tiles,)](b.like, b.image_table, b.map_table, tiles, VEC=b.vec, BLOCK=large)
+    form = dict(MINMAX=minmax, RENORMALIZE=rule.renormalize, VEC=b.vec, BITS=b.bits)
+    conflict = "off" if rule.conflict_thr is None else "relative" if rule.conflict_relative else "absolute"
+    _label_kernel[(images * small_tiles,)](
+        b.like, b.label if b.whole is None else b.whole, b.label, b.image_table, b.map_table, b.numbers, b.count,
+        b.histogram, b.flag, rule.fg_thr, rule.background_score, rule.conflict_thr or 0.0, min(rule.conflict_min, 1000),
+        rule.salient_thr, rule.uncertain_level, b.first_key, (b.digits - 1) * b.bits, small_tiles, ERASE=erase,
+        BACKGROUND=rule.background, CONFLICT=conflict, UNCERTAIN=rule.uncertain, BLIND=rule.uncertain_without_saliency,
+        EPOM=rule.epom, RAW=raw, BLOCK=small, num_warps=8, **form)
+    form |= dict(ERASE=erase and not raw, BLOCK=large)  # what EPOM reads
+    work = b.like, b.label, b.image_table, b.map_table, b.numbers, b.count, b.histogram, b.state
+    for step in range(1, 1 + b.looks if maps else 0):
+        _digit_kernel[(maps * tiles,)](*work, b.first_key, step, b.digits, maps, tiles, **form)
+    if rule.epom or rule.min_foreground is not None:
+        _mine_kernel[(images * tiles,)](*work, b.thresholds, b.first_key, b.digits, maps, tiles, EPOM=rule.epom, **form)
+
+# %% ../../nbs/kernels/04_erase_label.ipynb #c239bb9e
 @torch.no_grad()
 def label_and_thresholds(
-    maps: Sequence[torch.Tensor],  # for each image (C_i, H_i, W_i), float32 or float64, in [0, 1] (any finite values with minmax), not erased
+    maps: Sequence[torch.Tensor],  # for each image (C_i, H_i, W_i) float32 or float64 in [0, 1], not erased
     classes: Sequence,  # for each image (C_i,) class ids 1..254, all different; lists save a wait for the GPU
     saliency: Sequence[torch.Tensor | None] | None,  # for each image (H_i, W_i) uint8, or None
     rule,  # a LabelRule
     *,
-    minmax: bool = False,  # first (a - min) / (max - min + 1e-8), each map by itself
+    minmax: bool = False,  # first (a - min) / (max - min + 1e-8), each map by itself; then any finite values may come
     check: bool = True,  # wait for the result and raise InputError for values that are not allowed
     block: int | None = None,  # pixels a program works on, a power of two; None: by device
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:  # for each image the label (H_i, W_i) uint8, and thr of eq. 9 (C_i,), empty where EPOM is off
-    "The labels of a batch, and EPOM's thresholds; the labels are views of one buffer. InputError for input of the wrong kind."
-    maps, classes, saliency = _checked(maps, classes, saliency, rule)
-    if not maps: return [], []
-    device, dtype, I, M = maps[0].device, maps[0].dtype, len(maps), sum(map(len, maps))
-    if os.environ.get("TRITON_INTERPRET") == "1" and device.type != "cpu":  # the interpreter reads the CPU's memory alone
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:  # for each image the label (H_i, W_i), thr of eq. 9 (C_i,) or none
+    "Labels of a batch, views of one buffer, and EPOM's thresholds. InputError for bad input and switches not known."
+    maps, classes, saliency = checked(maps, classes, saliency, rule)
+    if not maps:
+        return [], []
+    device = maps[0].device
+    if os.environ.get("TRITON_INTERPRET") == "1" and device.type != "cpu":
         near = [[None if x is None else x.cpu() for x in xs] for xs in (maps, saliency)]
         results = label_and_thresholds(near[0], classes, near[1], rule, minmax=minmax, check=check, block=block)
         return tuple([x.to(device) for x in xs] for xs in results)
-    number = np.float32 if dtype == torch.float32 else np.float64
-    images, rows, numbers, like, whole, vec = _tables(maps, classes, saliency, rule, number)
-    first, digits, bits = _digits(rule, number)
+    batch = label_batch(maps, classes, saliency, rule)
+    with torch.cuda.device_of(batch.like):  # Triton launches on the current device
+        _launch(batch, rule, minmax, block)
+    if check and len(batch.count):
+        check_values(batch, maps, minmax)
+    labels = [batch.label[o:o + a.shape[1] * a.shape[2]].view(a.shape[1:]) for a, o in zip(maps, batch.offsets)]
+    return labels, list(batch.thresholds.split([len(a) if rule.epom else 0 for a in maps]))
 
-    table = np.concatenate([images.ravel(), rows.ravel(), numbers.view(np.int64)])
-    table = torch.from_numpy(table).to(device, non_blocking=True)
-    image_table, map_table, numbers = table[:8 * I], table[8 * I:8 * (I + M)], table[8 * (I + M):].view(dtype)
-    looks = 2 * digits if rule.epom else 0
-    up = lambda n: -(-n // 4) * 4  # so that each part begins at a multiple of 16 bytes
-    zeros = torch.zeros(up(M) + up(I) + (M * looks << bits), dtype=torch.int32, device=device)
-    count, flag, histogram = zeros[:M], zeros[up(M):up(M) + I], zeros[up(M) + up(I):]
-    state = torch.empty(M * looks * 3, dtype=torch.int64, device=device)
-    thresholds = torch.empty(M if rule.epom else 0, dtype=dtype, device=device)
-    label = torch.empty(int(images[-1, 3] + images[-1, 0]), dtype=torch.uint8, device=device)
-
-    most = int(images[:, 0].max())
-    small, large = (block, block) if block else (1024, 8192 // like.element_size()) if device.type == "cuda" else (min(2 ** 18, triton.next_power_of_2(most)),) * 2
-    small_tiles, tiles = triton.cdiv(most, small), triton.cdiv(most, large)
-    erase, raw = rule.erase_rate is not None, rule.epom_map == "raw"
-    form = dict(MINMAX=minmax, RENORMALIZE=rule.renormalize, VEC=vec)
-    work = (like, label, image_table, map_table, numbers, count, histogram, state)
-    with torch.cuda.device_of(like):  # Triton launches on the current device
-        if M and (minmax or erase): _range_kernel[(M * tiles,)](like, image_table, map_table, tiles, VEC=vec, BLOCK=large)
-        _label_kernel[(I * small_tiles,)](
-            like, label if whole is None else whole, label, image_table, map_table, numbers, count, histogram, flag,
-            rule.fg_thr, rule.background_score, rule.conflict_thr or 0.0, min(rule.conflict_min, 1000), rule.salient_thr, rule.uncertain_level,
-            first, (digits - 1) * bits, small_tiles, ERASE=erase, BACKGROUND=rule.background,
-            CONFLICT="off" if rule.conflict_thr is None else "relative" if rule.conflict_relative else "absolute", UNCERTAIN=rule.uncertain,
-            BLIND=rule.uncertain_without_saliency, EPOM=rule.epom, RAW=raw, BITS=bits, BLOCK=small, num_warps=8, **form)
-        form["ERASE"] = erase and not raw  # what EPOM reads
-        for step in range(1, 1 + looks if M else 0):
-            _digit_kernel[(M * tiles,)](*work, first, step, digits, M, tiles, BITS=bits, BLOCK=large, **form)
-        if rule.epom or rule.min_foreground is not None:
-            _mine_kernel[(I * tiles,)](*work, thresholds, first, digits, M, tiles, EPOM=rule.epom, BITS=bits, BLOCK=large, **form)
-
-    if check and M:
-        for i, wrong in enumerate(flag.tolist()):
-            if not wrong: continue
-            low, high = (v.item() for v in maps[i].aminmax())
-            raise InputError(f"maps[{i}] has values from {low:g} to {high:g}; expected {'finite values of finite range' if minmax else '0 to 1'}.")
-    labels = [label[o:o + a.shape[1] * a.shape[2]].view(a.shape[1:]) for a, o in zip(maps, images[:, 3].tolist())]
-    return labels, list(thresholds.split([len(a) if rule.epom else 0 for a in maps]))
-
+# %% ../../nbs/kernels/04_erase_label.ipynb #465adab8
 def erase_label(
-    maps: Sequence[torch.Tensor],  # for each image (C_i, H_i, W_i), float32 or float64, in [0, 1] (any finite values with minmax), not erased
+    maps: Sequence[torch.Tensor],  # for each image (C_i, H_i, W_i) float32 or float64 in [0, 1], not erased
     classes: Sequence,  # for each image (C_i,) class ids 1..254, all different; lists save a wait for the GPU
     saliency: Sequence[torch.Tensor | None] | None,  # for each image (H_i, W_i) uint8, or None
     rule,  # a LabelRule
     *,
-    minmax: bool = False,  # first (a - min) / (max - min + 1e-8), each map by itself
+    minmax: bool = False,  # first (a - min) / (max - min + 1e-8), each map by itself; then any finite values may come
     check: bool = True,  # wait for the result and raise InputError for values that are not allowed
     block: int | None = None,  # pixels a program works on, a power of two; None: by device
 ) -> list[torch.Tensor]:  # for each image (H_i, W_i) uint8, 255 = ignored
-    "Pseudo labels of a batch, equal to `pseudo_label` of each image on every pixel; InputError for input of the wrong kind."
+    "Pseudo labels of a batch, equal to `pseudo_label` of each on every pixel; InputError as in `label_and_thresholds`."
     return label_and_thresholds(maps, classes, saliency, rule, minmax=minmax, check=check, block=block)[0]
 
 # %% ../../nbs/kernels/04_erase_label.ipynb #3fdfec91
+_AOT = (  # name, float, VEC, BITS, whether EPOM reads the raw map, how conflicts are found
+    ("float32", "fp32", 4, 8, False, "absolute"), ("float64", "fp64", 2, 9, False, "absolute"),
+    ("float32_raw", "fp32", 4, 10, True, "absolute"), ("float32_relative", "fp32", 4, 8, False, "relative"))
+
+def _passes(dtype, vec, bits, raw, conflict):
+    "Kernel, types of its arguments, constants: one entry for each pass."
+    key, block = ("i32", 2048) if dtype == "fp32" else ("i64", 1024)
+    maps, tables = dict(a_ptr="*" + dtype), dict(image_ptr="*i64", map_ptr="*i64", number_ptr="*" + dtype)
+    work = maps | tables | dict(label_ptr="*u8", count_ptr="*i32", histogram_ptr="*i32", first_key=key, tiles="i32")
+    looks = work | dict(state_ptr="*i64", step="i32", digits="i32", maps="i32", threshold_ptr="*" + dtype)
+    label = work | dict(saliency_ptr="*u8", flag_ptr="*i32", shift="i32") | dict.fromkeys(
+        ("fg_thr", "background_score", "conflict_thr"), "fp32") | dict.fromkeys(
+        ("conflict_min", "salient_thr", "uncertain_level"), "i32")
+    form = dict(MINMAX=True, ERASE=not raw, RENORMALIZE=True, VEC=vec, BITS=bits)
+    switches = dict(BACKGROUND="saliency", CONFLICT=conflict, UNCERTAIN="level", BLIND=False, EPOM=True, RAW=raw)
+    yield _range_kernel, work, dict(VEC=vec, BLOCK=block)
+    yield _label_kernel, label, form | switches | dict(ERASE=True, BLOCK=1024)
+    yield _digit_kernel, looks, form | dict(BLOCK=block)
+    yield _mine_kernel, looks, form | dict(EPOM=True, BLOCK=block)
+
 def aot() -> list[dict]:  # one entry a variant: name, kernel, signature, constexprs, num_warps, num_stages
     "The variants to compile ahead of time."
     variants = []
-    for name, dtype, vec, bits, raw, conflict in (("float32", "fp32", 4, 8, False, "absolute"), ("float64", "fp64", 2, 9, False, "absolute"),
-                                                  ("float32_raw", "fp32", 4, 10, True, "absolute"), ("float32_relative", "fp32", 4, 8, False, "relative")):
-        key = "i32" if dtype == "fp32" else "i64"
-        block = 8192 // (4 if dtype == "fp32" else 8)
-        tables = dict(image_ptr="*i64", map_ptr="*i64")
-        work = dict(a_ptr="*" + dtype, label_ptr="*u8", **tables, number_ptr="*" + dtype, count_ptr="*i32", histogram_ptr="*i32", state_ptr="*i64")
-        form = dict(MINMAX=True, ERASE=not raw, RENORMALIZE=True, VEC=vec, BITS=bits)
-        for kernel, signature, constexprs in (
-            (_range_kernel, dict(a_ptr="*" + dtype, **tables, tiles="i32"), dict(VEC=vec, BLOCK=block)),
-            (_label_kernel, dict(a_ptr="*" + dtype, saliency_ptr="*u8", label_ptr="*u8", **tables, number_ptr="*" + dtype, count_ptr="*i32", histogram_ptr="*i32",
-                                 flag_ptr="*i32", fg_thr="fp32", background_score="fp32", conflict_thr="fp32", conflict_min="i32", salient_thr="i32",
-                                 uncertain_level="i32", first_key=key, shift="i32", tiles="i32"),
-             dict(form, ERASE=True, BACKGROUND="saliency", CONFLICT=conflict, UNCERTAIN="level", BLIND=False, EPOM=True, RAW=raw, BLOCK=1024)),
-            (_digit_kernel, dict(work, first_key=key, step="i32", digits="i32", maps="i32", tiles="i32"), dict(form, BLOCK=block)),
-            (_mine_kernel, dict(work, threshold_ptr="*" + dtype, first_key=key, digits="i32", maps="i32", tiles="i32"), dict(form, EPOM=True, BLOCK=block))):
-            signature |= dict.fromkeys(constexprs, "constexpr")
-            variants.append(dict(name=f"{kernel.__name__.strip('_').removesuffix('_kernel')}_{name}", kernel=kernel,
-                                 signature={x: signature[x] for x in kernel.arg_names}, constexprs=constexprs,
-                                 num_warps=8 if kernel is _label_kernel else 4, num_stages=3))
+    for name, *kind in _AOT:
+        for kernel, types, constexprs in _passes(*kind):
+            types = types | dict.fromkeys(constexprs, "constexpr")
+            variants.append(dict(
+                name=f"{kernel.__name__.strip('_').removesuffix('_kernel')}_{name}", kernel=kernel,
+                signature={x: types[x] for x in kernel.arg_names}, constexprs=constexprs,
+                num_warps=8 if kernel is _label_kernel else 4, num_stages=3))
     return variants
