@@ -28,7 +28,7 @@ from .experiment import format_table
 from .extras.distillation import DistilConfig, distil, find_photographs
 from .extras.initial_weights import InitialConfig, make_initial_weights
 from .extras.saliency import make_saliency
-from .figures import class_legend, colour_label, show_grid, show_image, show_label, show_map
+from .figures import class_legend, label_rgb, show_grid, show_image, show_label, show_map
 from .pipeline import (attention_stage, classifier_stage, evaluation_stage, label_stage, open_split,
                                 segmenter_stage)
 from .pseudo_labels import LabelRule, pseudo_label
@@ -203,7 +203,7 @@ class Predict(Chain):
             label = predict(model, image, scales=recipe.test_scales, flip=recipe.test_flip).argmax(0).to(torch.uint8).cpu()
             write_mask(self.out / f"{name.stem}.png", label)
             with atomic_write(self.out / f"{name.stem}_overlay.png") as handle:
-                plt.imsave(handle, colour_label(label, image), format="png")
+                plt.imsave(handle, label_rgb(label, image), format="png")
             print(f"{name}: {', '.join(classes[k] for k in label.unique() if k) or 'nothing but background'}")
         print(f"{len(pictures)} masks: {self.out}")
         return 0

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .crf import CRFParams, dense_crf_many
 from .data import IGNORE, InputError, VOCDataset, require, write_mask
-from .deeplab import (ASPP, DecoderHead, LargeFOV, MultiScale, Segmenter, create_backbone,
+from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_backbone,
                                sample_mask)
 from .training import (autocast, default_device, fit, load_weights, poly, read_state, resolve_precision,
                                 save_weights)
@@ -44,7 +44,7 @@ class Network:
 
 def _decoder_head(plus: bool, config: "SegmenterConfig", channels: list[int], num_classes: int) -> nn.Module:
     "V3's head, or V3+'s."
-    return DecoderHead(plus, channels, num_classes, config.decoder_channels, config.atrous_rates,
+    return V3Head(plus, channels, num_classes, config.decoder_channels, config.atrous_rates,
                        config.output_stride, config.dropout)
 
 def _v2_head(config: "SegmenterConfig", channels: list[int], num_classes: int) -> nn.Module:
