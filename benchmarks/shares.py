@@ -18,7 +18,8 @@ from wegformer.relevance import dtd_maps
 from wegformer.attention import attention_maps
 from wegformer.classifier import load_classifier, normalize, patch_size, resize_to_patches
 from wegformer.data import IGNORE
-from wegformer.pipeline import classifier_stage, open_split
+from wegformer.pipeline import chain
+from wegformer.splits import open_split
 from wegformer.stages import device_name, run, versions
 from wegformer.config import override, preset
 
@@ -52,7 +53,7 @@ def main() -> None:
     results = []
     for seed in args.seeds:
         config = override(preset(args.preset), {"seed": seed})
-        model, _, _ = load_classifier(run(classifier_stage(config), args.cache) / "model.safetensors")
+        model, _, _ = load_classifier(run(chain(config).classifier, args.cache) / "model.safetensors")
         train, last = open_split(config.data, "train"), len(model.blocks) - 1
         both = override(config, {"attention.blocks": (0, last)}).attention
         shares, hit, marked, true = [], torch.zeros(2), torch.zeros(2), 0

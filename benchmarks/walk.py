@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 from wegformer.attention import attention_maps
 from wegformer.classifier import load_classifier
 from wegformer.figures import class_legend, show_grid, show_image, show_label, show_map
-from wegformer.pipeline import classifier_stage, open_split, segmenter_stage
+from wegformer.pipeline import chain
+from wegformer.splits import open_split
 from wegformer.config import preset
 from wegformer.stages import run
 from wegformer.pseudo_labels import LabelRule, initial_label, pseudo_label
@@ -24,8 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     config, rule = preset(args.preset), LabelRule()
-    classifier, _, _ = load_classifier(run(classifier_stage(config), args.cache) / "model.safetensors")
-    segmenter, _, _ = load_segmenter(run(segmenter_stage(config), args.cache) / "model.safetensors")
+    classifier, _, _ = load_classifier(run(chain(config).classifier, args.cache) / "model.safetensors")
+    segmenter, _, _ = load_segmenter(run(chain(config).segmenter, args.cache) / "model.safetensors")
     val = open_split(config.data, "val")
     i = args.image if args.image is not None else next(i for i in range(len(val)) if len(val.class_ids(i)) == 2)
     image, classes, saliency = val.image(i), val.class_ids(i), val.saliency(i, next(iter(val.saliency_folders)))

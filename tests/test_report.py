@@ -5,7 +5,11 @@ from html.parser import HTMLParser
 import pytest
 
 from wegformer.data import InputError
-from wegformer.report import NAMES, Work, read_captions, read_runs, run_names, write_report
+from wegformer.records import Work, paper_order, read_captions, read_runs, run_names
+from wegformer.report import write_report
+from wegformer.reproduce import notebook_names
+
+NAMES = sorted(notebook_names(), key=paper_order)
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
 EVIL = "<script>alert('x')</script>"

@@ -40,7 +40,9 @@ from wegformer.evaluation import best_threshold, confusion, iou, mean_over
 from wegformer.extras.distillation import DistilConfig, distil, find_photographs
 from wegformer.config import Config, override, preset
 from wegformer.stages import Stage, device_name, read_done, run, versions
-from wegformer.pipeline import _initial, classifier_stage, trivial_label
+from wegformer import pipeline
+from wegformer.pipeline import trivial_label
+from wegformer.pretraining import weights_fingerprint
 from wegformer.pseudo_labels import pseudo_label, table2_rules
 from wegformer.experiment import format_table
 from wegformer.reproduce import reproduce
@@ -113,7 +115,7 @@ def probe_stage(root: Path, network: str, weights: Path, train_split: str, val_s
         AP = without_nan(dict(zip(val.classes[1:], average_precision(torch.from_numpy(logits), yv).tolist())))
         return dict(mAP=mean_over(AP), AP=AP)
 
-    return Stage("probe", dict(network=network, weights=_initial(False, str(weights), network), train=train.ids, val=val.ids, side=side), make)
+    return Stage("probe", dict(network=network, weights=weights_fingerprint(False, str(weights), network), train=train.ids, val=val.ids, side=side), make)
 
 
 MAPS = {
@@ -156,7 +158,7 @@ def maps_stage(config: Config, chosen: dict, workers: int = 0) -> Stage:
             rows.append(dict(name=name, auc=float(np.mean(areas)), bare=mean_over(without_nan(best_threshold(maps, voc).iou), some), **labels, seconds=round(seconds, 2)))
         return dict(photographs=len(voc), rows=rows)
 
-    return Stage("maps", dict(kinds=MAPS, attention=config.attention, rules=rules, threshold=threshold, images=voc.ids), make, dict(classifier=classifier_stage(config, workers)))
+    return Stage("maps", dict(kinds=MAPS, attention=config.attention, rules=rules, threshold=threshold, images=voc.ids), make, dict(classifier=pipeline.chain(config, workers).classifier))
 
 
 def main() -> None:
@@ -192,7 +194,7 @@ def main() -> None:
         return keep(out / f"{name}.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
 
     def measure_classifier(name: str, config: Config) -> None:
-        measure(name, classifier_stage(config, args.workers), train=config.data.train_split, val=config.data.val_split)
+        measure(name, pipeline.chain(config, args.workers).classifier, train=config.data.train_split, val=config.data.val_split)
 
     if "distil" in args.only:
         start, again = time.perf_counter(), (out / "distil.json").is_file()
