@@ -27,7 +27,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_namespace_packages(include=["wegformer", "wegformer.*"]),
-    package_data={"wegformer.weights": ["*.safetensors"]},
+    package_data={"wegformer.weights": ["*.safetensors"], "wegformer.templates": ["*.html", "*.css"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=lines("requirements"),
     extras_require={**extras, "dev": sum(extras.values(), [])},  # dev holds them all

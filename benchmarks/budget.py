@@ -29,7 +29,7 @@ from wegformer.deeplab import MultiScale
 from wegformer.extras.distillation import DistilConfig, Distillation, Lesson
 from wegformer.stages import device_name, versions
 from wegformer.config import override, preset
-from wegformer.segmentation import SEGMENTER_PRESETS, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
+from wegformer.segmentation import RECIPES, SegmenterConfig, _batch_loss, create_segmenter, parameter_groups
 from wegformer.training import autocast
 
 CARDS = {"RTX 3060": 10.2, "H200": 300.0}  # TFLOP/s: 40% and 30% of the dense bf16 peak (25.6 and 989)
@@ -109,7 +109,7 @@ def distillation(c: DistilConfig) -> Step:
 def stages(recipe: Path | None) -> dict[str, Callable[[], Step]]:
     "What is looked at: the defaults and the paper's presets, or what a recipe sets in their place."
     if recipe is None:
-        networks = {name: SegmenterConfig.preset(name) for name in SEGMENTER_PRESETS}
+        networks = {name: SegmenterConfig.preset(name) for name in RECIPES}
         learnt, chain = DistilConfig(), preset("voc")
     else:
         own = json.loads(recipe.read_text())

@@ -6,6 +6,7 @@ Each point is a process of its own: one image, one class, float32. What is count
 above that before the call (on a GPU: the largest allocated). The record of the forward pass grows with the tokens; a
 matrix of heads x tokens x tokens would grow with their square.
 """
+
 import argparse
 import json
 import platform
@@ -48,12 +49,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="height x width")
-    parser.add_argument("--limit", type=int, default=8000,
-                        help="MiB that the matrices of the plain procedure may take; larger ones are left out")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=8000,
+        help="MiB that the matrices of the plain procedure may take; larger ones are left out",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="without ending: OUT.json and OUT.png")
     args = parser.parse_args()
     import timm
+
     model = timm.create_model(args.model)
     patch, heads, depth = model.patch_embed.patch_size[0], model.blocks[0].attn.num_heads, len(model.blocks)
     rows = []
@@ -65,8 +71,12 @@ def main() -> None:
         for what in ("forward", "dtd_maps", "dtd_maps_plain"):
             if what == "dtd_maps_plain" and 4 * depth * heads * N * N * 4 / 2**20 > args.limit:
                 continue
-            done = subprocess.run([sys.executable, "-c", POINT, args.model, str(H), str(W), what, args.device],
-                                  capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", POINT, args.model, str(H), str(W), what, args.device],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             row[what] = round(float(done.stdout), 1)
         rows.append(row)
         found = (row.get(k, float("nan")) for k in ("forward", "dtd_maps", "dtd_maps_plain"))

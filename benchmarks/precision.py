@@ -9,6 +9,7 @@ signed numbers near zero. The worst of a few images is chance, so they are many;
 `dtd_maps` is nearer to float64 than the plain procedure. Both float64 maps are also compared with each other: there,
 any distance would be a difference of method.
 """
+
 import argparse
 import copy
 import json
@@ -44,8 +45,9 @@ def main() -> None:
     print(f"{'model':<26}{'start':>6} {'method':<24}{'median':>9}{'90%':>9}{'99%':>9}{'worst':>9}{'nearer':>9}")
     for name in args.model:
         torch.manual_seed(0)
-        model = timm.create_model(name, pretrained=name.startswith("vit_toy"), num_classes=20,
-                                  img_size=args.size).eval()  # timm leaves out what is None
+        model = timm.create_model(
+            name, pretrained=name.startswith("vit_toy"), num_classes=20, img_size=args.size
+        ).eval()  # timm leaves out what is None
         double, methods = copy.deepcopy(model).double(), (dtd_maps, dtd_maps_plain)
         found = {s: defaultdict(list) for s in args.start}  # of each batch
         for first in range(0, args.images, BATCH):
@@ -62,16 +64,34 @@ def main() -> None:
             nearer = float((distances["dtd_maps, float32"] < distances["dtd_maps_plain, float32"]).mean())
             for what, d in distances.items():
                 median, q90, q99 = np.quantile(d, (0.5, 0.9, 0.99)).tolist()
-                row = dict(model=name, size="x".join(map(str, model.patch_embed.img_size)), start_block=s, what=what,
-                           median=median, q90=q90, q99=q99, worst=float(d.max()),
-                           nearer=nearer if what == "dtd_maps, float32" else None, images=len(d))
+                row = dict(
+                    model=name,
+                    size="x".join(map(str, model.patch_embed.img_size)),
+                    start_block=s,
+                    what=what,
+                    median=median,
+                    q90=q90,
+                    q99=q99,
+                    worst=float(d.max()),
+                    nearer=nearer if what == "dtd_maps, float32" else None,
+                    images=len(d),
+                )
                 rows.append(row)
                 distances_found = "".join(f"{row[k]:>9.1e}" for k in ("median", "q90", "q99", "worst"))
-                print(f"{name:<26}{s:>6} {what:<24}" + distances_found
-                      + (f"{nearer:>9.2f}" if row["nearer"] is not None else ""), flush=True)
+                print(
+                    f"{name:<26}{s:>6} {what:<24}"
+                    + distances_found
+                    + (f"{nearer:>9.2f}" if row["nearer"] is not None else ""),
+                    flush=True,
+                )
     if args.out:
-        setting = dict(device=processor_name(), threads=torch.get_num_threads(), torch=torch.__version__,
-                       timm=timm.__version__, python=platform.python_version())
+        setting = dict(
+            device=processor_name(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            timm=timm.__version__,
+            python=platform.python_version(),
+        )
         args.out.write_text(json.dumps(dict(setting=setting, rows=rows), indent=1))
 
 

@@ -7,6 +7,7 @@ block's attention where the block adds it to what was there (the rest passes by,
 class) pairs; and, at the base rule's constant background of 0.40, the recall and precision of the maps of the last
 block and of all blocks, over the pixels of all objects. Stages that are missing are made.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -19,7 +20,8 @@ from wegformer.relevance import dtd_maps
 from wegformer.attention import attention_maps
 from wegformer.classifier import load_classifier, normalize, patch_size, resize_to_patches
 from wegformer.data import IGNORE
-from wegformer.pipeline import classifier_stage, open_split
+from wegformer.pipeline import chain
+from wegformer.splits import open_split
 from wegformer.stages import device_name, run, versions
 from wegformer.config import override, preset
 
@@ -57,7 +59,7 @@ def main() -> None:
     results = []
     for seed in args.seeds:
         config = override(preset(args.preset), {"seed": seed})
-        model, _, _ = load_classifier(run(classifier_stage(config), args.cache) / "model.safetensors")
+        model, _, _ = load_classifier(run(chain(config).classifier, args.cache) / "model.safetensors")
         train, last = open_split(config.data, "train"), len(model.blocks) - 1
         both = override(config, {"attention.blocks": (0, last)}).attention
         shares, hit, marked, true = [], torch.zeros(2), torch.zeros(2), 0
@@ -71,9 +73,13 @@ def main() -> None:
             hit, marked, true = hit + (on & own).sum((1, 2, 3)), marked + on.sum((1, 2, 3)), true + int(own.sum())
         median = (100 * torch.cat(shares)).median(0).values.tolist()
         names = ("all blocks", "last block")
-        row = dict(seed=seed, attention_share=median, pictures=len(range(0, len(train), args.every)),
-                   recall=dict(zip(names, (100 * hit / true).tolist())),
-                   precision=dict(zip(names, (100 * hit / marked).tolist())))
+        row = dict(
+            seed=seed,
+            attention_share=median,
+            pictures=len(range(0, len(train), args.every)),
+            recall=dict(zip(names, (100 * hit / true).tolist())),
+            precision=dict(zip(names, (100 * hit / marked).tolist())),
+        )
         results.append(row)
         print(f"seed {seed}: into attention, blocks 0 to {last}, %: {' '.join(f'{v:.0f}' for v in median)}")
         for name in names:

@@ -21,10 +21,11 @@ from wegformer.config import preset
 from wegformer.data import VOCDataset
 from wegformer.evaluation import confusion, mean_iou
 from wegformer.figures import class_legend, show_grid, show_image, show_label, show_map
-from wegformer.pipeline import classifier_stage, open_split, segmenter_stage
+from wegformer.pipeline import chain
 from wegformer.pseudo_labels import LabelRule, initial_label, pseudo_label
 from wegformer.segmentation import load_segmenter, predict
 from wegformer.soft_erase import soft_erase
+from wegformer.splits import open_split
 from wegformer.stages import run
 
 
@@ -53,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     config, rule = preset(args.preset), LabelRule()
-    classifier, _, _ = load_classifier(run(classifier_stage(config), args.cache) / "model.safetensors")
-    segmenter, _, _ = load_segmenter(run(segmenter_stage(config), args.cache) / "model.safetensors")
+    stages = chain(config)
+    classifier, _, _ = load_classifier(run(stages.classifier, args.cache) / "model.safetensors")
+    segmenter, _, _ = load_segmenter(run(stages.segmenter, args.cache) / "model.safetensors")
     val = open_split(config.data, "val")
     options = dict(scales=config.segmenter.test_scales, flip=config.segmenter.test_flip)
     order = in_order(val, segmenter, **options) if args.image is None else []

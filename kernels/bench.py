@@ -8,6 +8,7 @@ first. Before a size is timed, the kernel's result is checked against the refere
 Times are medians with the 20% and 80% quantiles, the cache emptied before each repetition. Each kernel gets a table on
 the screen, a CSV and a picture in kernels/results.
 """
+
 import argparse
 import csv
 import datetime
@@ -27,14 +28,34 @@ from pathlib import Path
 import torch
 
 QUANTILES = [0.5, 0.2, 0.8]
-FIELDS = ["kernel", "size", "what", "median_ms", "q20_ms", "q80_ms", "share_of_floor", "times_reference", "error",
-          "allowed", "bytes", "operations", "copy_gb_s", "matmul_tflop_s", "device", "capability", "torch", "triton",
-          "cuda", "date"]
+FIELDS = [
+    "kernel",
+    "size",
+    "what",
+    "median_ms",
+    "q20_ms",
+    "q80_ms",
+    "share_of_floor",
+    "times_reference",
+    "error",
+    "allowed",
+    "bytes",
+    "operations",
+    "copy_gb_s",
+    "matmul_tflop_s",
+    "device",
+    "capability",
+    "torch",
+    "triton",
+    "cuda",
+    "date",
+]
 
 
 @dataclass
 class Case:
     "One size of one kernel; kernel and reference take the inputs."
+
     kernel: Callable
     reference: Callable
     inputs: tuple
@@ -61,13 +82,20 @@ def distance(result, expected):
 
 # ---- the kernels: each yields the names of its sizes and functions that build them; how is "full", "quick" or "dry"
 
+
 def head_mean(device, how):
     "Eq. 4 of given maps: everything is read once, so the copy bandwidth is the floor."
     from wegformer.kernels.head_mean import head_mean as kernel
+
     full, half = torch.float32, torch.bfloat16
-    sizes = [("DeiT-S 224, 32 pairs", 32, 6, 197, full), ("DeiT-B 224, 32 pairs", 32, 12, 197, full),
-             ("DeiT-B 384x512, 1 pair", 1, 12, 769, full), ("DeiT-B 384x512, 8 pairs", 8, 12, 769, full),
-             ("DeiT-B 384x512, 24 pairs", 24, 12, 769, full), ("DeiT-B 384x512, 24 pairs, bf16", 24, 12, 769, half)]
+    sizes = [
+        ("DeiT-S 224, 32 pairs", 32, 6, 197, full),
+        ("DeiT-B 224, 32 pairs", 32, 12, 197, full),
+        ("DeiT-B 384x512, 1 pair", 1, 12, 769, full),
+        ("DeiT-B 384x512, 8 pairs", 8, 12, 769, full),
+        ("DeiT-B 384x512, 24 pairs", 24, 12, 769, full),
+        ("DeiT-B 384x512, 24 pairs, bf16", 24, 12, 769, half),
+    ]
     dry = [("dry", 2, 3, 9, full), ("dry, bf16", 2, 3, 9, half)]
     sizes = {"full": sizes, "quick": sizes[3:4], "dry": dry}[how]
 
@@ -80,8 +108,9 @@ def head_mean(device, how):
         def check(A):
             if not A.isfinite().all():
                 return float("inf"), 1e-5
-            exact = (reference(G[p:p + 1].double(), R[p:p + 1].double())[0] for p in range(P))
+            exact = (reference(G[p : p + 1].double(), R[p : p + 1].double())[0] for p in range(P))
             return max(float((A[p] - one).abs().max()) for p, one in enumerate(exact)), 1e-5
+
         return Case(kernel, reference, (G, R), check, bytes=nbytes(G, R) + 4 * P * N * N)
 
     for size, *setting in sizes:
@@ -92,12 +121,23 @@ def cls_relevance(device, how):
     "The last block's maps: nearly all bytes are V, a view of the keys and values."
     from wegformer.kernels.cls_relevance import cls_relevance as kernel
     from wegformer.last_block import value_products
+
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     sizes = [("DeiT-S 224, 64 images x 1", 64, 6, 197, 1, bf16), ("DeiT-B 384x512, 1 image x 3", 1, 12, 769, 3, bf16)]
-    sizes += [(f"DeiT-B 384x512, {B} images x {C}{'' if dtype == bf16 else ', ' + name}", B, 12, 769, C, dtype)
-              for B, C, name, dtype in ((64, 1, "", bf16), (64, 2, "", bf16), (64, 8, "", bf16), (64, 2, "fp16", fp16),
-                                        (64, 2, "fp32", fp32), (256, 2, "fp32", fp32),
-                                        (512, 1, "", bf16), (512, 2, "", bf16), (512, 3, "", bf16))]
+    sizes += [
+        (f"DeiT-B 384x512, {B} images x {C}{'' if dtype == bf16 else ', ' + name}", B, 12, 769, C, dtype)
+        for B, C, name, dtype in (
+            (64, 1, "", bf16),
+            (64, 2, "", bf16),
+            (64, 8, "", bf16),
+            (64, 2, "fp16", fp16),
+            (64, 2, "fp32", fp32),
+            (256, 2, "fp32", fp32),
+            (512, 1, "", bf16),
+            (512, 2, "", bf16),
+            (512, 3, "", bf16),
+        )
+    ]
     dry = [("dry", 2, 2, 21, 2, bf16), ("dry, fp32", 2, 2, 21, 2, fp32)]
     sizes = {"full": sizes, "quick": sizes[3:4] + sizes[6:7], "dry": dry}[how]
     d = 16 if how == "dry" else 64
@@ -121,8 +161,8 @@ def cls_relevance(device, how):
                 exact = reference(*(t.double() for t in (V[one], M[one], S[mine], G[mine])), image[mine] * 0)
                 error = max(error, distance(A[mine], exact))
             return error, 1e-5
-        return Case(kernel, reference, (V, M, S, G, image), check,
-                    bytes=nbytes(V, M, S, G, image) + 4 * B * C * N)
+
+        return Case(kernel, reference, (V, M, S, G, image), check, bytes=nbytes(V, M, S, G, image) + 4 * B * C * N)
 
     for size, *setting in sizes:
         yield size, partial(build, *setting)
@@ -132,9 +172,14 @@ def relevance_attention(device, how):
     "One block on the way back: dot products in float32, so the rate of a float32 matrix product is the floor."
     from wegformer.kernels.relevance_attention import relevance_attention as kernel
     from wegformer.rules import divide
-    sizes = [("ViT-B 224, 8 images x 1", 8, 12, 197, 1), ("ViT-B 384x512, 1 image x 1", 1, 12, 769, 1),
-             ("ViT-B 384x512, 1 image x 3", 1, 12, 769, 3), ("ViT-B 384x512, 8 images x 2", 8, 12, 769, 2),
-             ("ViT-B/8 384x512, 1 image x 1", 1, 12, 3073, 1)]
+
+    sizes = [
+        ("ViT-B 224, 8 images x 1", 8, 12, 197, 1),
+        ("ViT-B 384x512, 1 image x 1", 1, 12, 769, 1),
+        ("ViT-B 384x512, 1 image x 3", 1, 12, 769, 3),
+        ("ViT-B 384x512, 8 images x 2", 8, 12, 769, 2),
+        ("ViT-B/8 384x512, 1 image x 1", 1, 12, 3073, 1),
+    ]
     sizes = {"full": sizes, "quick": sizes[1:2], "dry": [("dry", 2, 2, 21, 2)]}[how]
     d = 16 if how == "dry" else 64
 
@@ -145,8 +190,11 @@ def relevance_attention(device, how):
         R, GV = M * (S @ v.mT) / 2, G @ v.mT
         new_row = (row[:, None] @ (GV * R).clamp(min=0).mean(1))[:, 0] + row
         S2, P = divide(R, product), M * (GV - (GV * M).sum(-1, keepdim=True))
-        return (new_row, (q * (S2 @ k) / 2, k * (S2.mT @ q) / 2, v * (M.mT @ S) / 2),
-                (scale * (P @ k), scale * (P.mT @ q), M.mT @ G))
+        return (
+            new_row,
+            (q * (S2 @ k) / 2, k * (S2.mT @ q) / 2, v * (M.mT @ S) / 2),
+            (scale * (P @ k), scale * (P.mT @ q), M.mT @ G),
+        )
 
     def parts(result):
         return [result[0], *result[1], *result[2]]
@@ -160,18 +208,24 @@ def relevance_attention(device, how):
             "Pair by pair. Both forms round, much where q.k is near 0: 5 times the other's error is allowed."
             worst = (0.0, 1.0)
             for p in range(min(B * C, 2)):
-                one = *(t[p % B:p % B + 1] for t in (q, k, v)), *(t[p:p + 1] for t in (S, G, row))
+                one = *(t[p % B : p % B + 1] for t in (q, k, v)), *(t[p : p + 1] for t in (S, G, row))
                 zero = image[:1] * 0
-                plain = reference(*one, zero, d ** -0.5)
-                exact = reference(*(t.double() for t in one), zero, d ** -0.5)
+                plain = reference(*one, zero, d**-0.5)
+                exact = reference(*(t.double() for t in one), zero, d**-0.5)
                 for ours, theirs, true in zip(parts(result), parts(plain), parts(exact)):
-                    found = distance(ours[p:p + 1], true), 5 * distance(theirs, true) + 2e-6
+                    found = distance(ours[p : p + 1], true), 5 * distance(theirs, true) + 2e-6
                     worst = max(worst, found, key=lambda x: x[0] / x[1])
             return worst
+
         dots = 12 * B * C + 2 * B  # of the size of q @ k.mT: see the notebook
-        return Case(kernel, reference, (q, k, v, S, G, row, image, d ** -0.5), check,
-                    bytes=nbytes(q, k, v, S, G, row) + 6 * C * nbytes(q) + 4 * B * C * N,
-                    operations=2 * dots * h * N * N * d)
+        return Case(
+            kernel,
+            reference,
+            (q, k, v, S, G, row, image, d**-0.5),
+            check,
+            bytes=nbytes(q, k, v, S, G, row) + 6 * C * nbytes(q) + 4 * B * C * N,
+            operations=2 * dots * h * N * N * d,
+        )
 
     for size, *setting in sizes:
         yield size, partial(build, *setting)
@@ -181,9 +235,20 @@ def erase_label(device, how):
     "From maps to labels: the maps and the saliency read once, the label written once."
     from wegformer.kernels.erase_label import erase_label as kernel
     from wegformer.pseudo_labels import LabelRule, pseudo_label
-    sizes = [(f"{B} image{'s' * (B > 1)} x {C}, {rule}", B, C, rule) for B, C, rule in (
-        (1, 2, "paper"), (16, 2, "paper"), (64, 1, "paper"), (64, 2, "paper"), (64, 2, "nsrom"), (64, 2, "drs"),
-        (64, 2, "mec"), (256, 2, "paper"))]
+
+    sizes = [
+        (f"{B} image{'s' * (B > 1)} x {C}, {rule}", B, C, rule)
+        for B, C, rule in (
+            (1, 2, "paper"),
+            (16, 2, "paper"),
+            (64, 1, "paper"),
+            (64, 2, "paper"),
+            (64, 2, "nsrom"),
+            (64, 2, "drs"),
+            (64, 2, "mec"),
+            (256, 2, "paper"),
+        )
+    ]
     dry = [("dry", 2, 2, "paper"), ("dry, mec", 2, 2, "mec")]
     sizes = {"full": sizes, "quick": sizes[1:2], "dry": dry}[how]
     H, W = (19, 23) if how == "dry" else (375, 500)
@@ -207,9 +272,15 @@ def erase_label(device, how):
         def check(labels):
             exact = reference([a.cpu() for a in maps], ids, [s.cpu() for s in saliency], rule)
             return float(sum((ours.cpu() != theirs).sum() for ours, theirs in zip(labels, exact))), 0.0  # pixels
-        return Case(partial(kernel, minmax=True), reference, (maps, ids, saliency, rule), check,
-                    bytes=sum((a.itemsize * len(a) + 2) * a[0].numel() for a in maps),
-                    compile=B <= 16)  # a graph for every stretch between two waits, for every size: minutes
+
+        return Case(
+            partial(kernel, minmax=True),
+            reference,
+            (maps, ids, saliency, rule),
+            check,
+            bytes=sum((a.itemsize * len(a) + 2) * a[0].numel() for a in maps),
+            compile=B <= 16,
+        )  # a graph for every stretch between two waits, for every size: minutes
 
     for size, *setting in sizes:
         yield size, partial(build, *setting)
@@ -220,15 +291,19 @@ KERNELS = {f.__name__: f for f in (head_mean, cls_relevance, relevance_attention
 
 # ---- measuring
 
+
 def timer(how):
     "A function that gives the median, 20% and 80% quantile of another's time in ms."
     if how == "dry":
+
         def dry(f):
             start = time.perf_counter()
             f()
             return [1000 * (time.perf_counter() - start)] * 3
+
         return dry
     from triton.testing import do_bench
+
     warmup, rep = (25, 100) if how == "quick" else (100, 500)  # ms
     return lambda f: do_bench(f, warmup=warmup, rep=rep, quantiles=QUANTILES)
 
@@ -266,24 +341,47 @@ def measure_case(size, case, measure, copy, matmul, how):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     base = times["reference"][0] if "reference" in times else None
-    return [dict(size=size, what=what, median_ms=t[0], q20_ms=t[1], q80_ms=t[2], share_of_floor=floor / t[0],
-                 times_reference=base / t[0] if base else "", error=error, allowed=allowed, bytes=case.bytes,
-                 operations=case.operations) for what, t in times.items()], note
+    return [
+        dict(
+            size=size,
+            what=what,
+            median_ms=t[0],
+            q20_ms=t[1],
+            q80_ms=t[2],
+            share_of_floor=floor / t[0],
+            times_reference=base / t[0] if base else "",
+            error=error,
+            allowed=allowed,
+            bytes=case.bytes,
+            operations=case.operations,
+        )
+        for what, t in times.items()
+    ], note
 
 
 def draw(name, rows, device, path):
     "Times of all sizes, the floor as a line."
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     sizes = list(dict.fromkeys(r["size"] for r in rows))
     fig, ax = plt.subplots(figsize=(7, 1.4 + 0.36 * len(sizes)), dpi=100, layout="constrained")
     for (what, color), shift in zip({"reference": "C0", "compiled": "C2", "kernel": "C3"}.items(), (-0.2, 0, 0.2)):
         mine = [r for r in rows if r["what"] == what]
         middle, low, high = ([r[key] for r in mine] for key in ("median_ms", "q20_ms", "q80_ms"))
         error = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
-        ax.errorbar(middle, [sizes.index(r["size"]) + shift for r in mine], xerr=error, fmt="o", ms=5, color=color,
-                    capsize=2, label=what)
+        ax.errorbar(
+            middle,
+            [sizes.index(r["size"]) + shift for r in mine],
+            xerr=error,
+            fmt="o",
+            ms=5,
+            color=color,
+            capsize=2,
+            label=what,
+        )
     for i, r in enumerate(r for r in rows if r["what"] == "floor"):
         ax.vlines(r["median_ms"], i - 0.4, i + 0.4, color="0.3", label=None if i else "floor")
     ax.set(xscale="log", yticks=range(len(sizes)), yticklabels=sizes, xlabel="ms", title=f"{name} on {device}")
@@ -296,18 +394,28 @@ def draw(name, rows, device, path):
 
 def show(name, rows, notes):
     "The table of one kernel."
+
     def number(x, width):
         return f"{x:>{width}.4g}" if isinstance(x, float) else f"{'-':>{width}}"
+
     heads = dict(floor=10, reference=12, compiled=12, kernel=12)
-    print(f"\n{name:<38}" + "".join(f"{k:>{w}}" for k, w in heads.items())
-          + f"{'20%':>10}{'80%':>10}{'of floor':>10}{'faster':>9}")
+    print(
+        f"\n{name:<38}"
+        + "".join(f"{k:>{w}}" for k, w in heads.items())
+        + f"{'20%':>10}{'80%':>10}{'of floor':>10}{'faster':>9}"
+    )
     for size, note in notes.items():
         r = {row["what"]: row for row in rows if row["size"] == size}
         if r:
             k = r["kernel"]
             faster = f"{k['times_reference']:.1f}x" if k["times_reference"] else "-"
-            print(f"{size:<38}" + "".join(number(r[w]["median_ms"] if w in r else None, n) for w, n in heads.items())
-                  + number(k["q20_ms"], 10) + number(k["q80_ms"], 10) + f"{k['share_of_floor']:>10.1%}{faster:>9}")
+            print(
+                f"{size:<38}"
+                + "".join(number(r[w]["median_ms"] if w in r else None, n) for w, n in heads.items())
+                + number(k["q20_ms"], 10)
+                + number(k["q80_ms"], 10)
+                + f"{k['share_of_floor']:>10.1%}{faster:>9}"
+            )
         if note:
             print(f"{size:<38}  {note}")
 
@@ -344,8 +452,9 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kernels", nargs="*", help=f"some of {', '.join(KERNELS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="one or two sizes each, fewer repetitions")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results",
-                        help="folder of CSVs and pictures")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="folder of CSVs and pictures"
+    )
     parser.add_argument("--dry", action="store_true", help=argparse.SUPPRESS)  # tiny sizes anywhere, to test all this
     args = parser.parse_args(arguments)
     for name in args.kernels:
@@ -357,6 +466,7 @@ def main(arguments=None) -> int:
             return 2
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
     import triton
+
     how = "dry" if args.dry else "quick" if args.quick else "full"
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -368,10 +478,20 @@ def main(arguments=None) -> int:
     copy, matmul = machine(device, measure, how)
     name = torch.cuda.get_device_name() if gpu else platform.machine()
     capability = "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else ""
-    setting = dict(copy_gb_s=copy, matmul_tflop_s=matmul, device=name, capability=capability, torch=torch.__version__,
-                   triton=triton.__version__, cuda=torch.version.cuda or "", date=datetime.date.today().isoformat())
-    print(f"{setting['device']}, torch {torch.__version__}, triton {triton.__version__}: copy {copy:.0f} GB/s, "
-          f"float32 matrix product {matmul:.1f} TFLOP/s. Times in ms.")
+    setting = dict(
+        copy_gb_s=copy,
+        matmul_tflop_s=matmul,
+        device=name,
+        capability=capability,
+        torch=torch.__version__,
+        triton=triton.__version__,
+        cuda=torch.version.cuda or "",
+        date=datetime.date.today().isoformat(),
+    )
+    print(
+        f"{setting['device']}, torch {torch.__version__}, triton {triton.__version__}: copy {copy:.0f} GB/s, "
+        f"float32 matrix product {matmul:.1f} TFLOP/s. Times in ms."
+    )
     right = [run(name, device, how, out, setting, measure) for name in args.kernels or KERNELS]
     if not all(right):
         print("\nSome results are wrong.")

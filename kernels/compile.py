@@ -10,6 +10,7 @@ where the stack is not empty, ptxas is run on the PTX once more, verbosely, and 
 Exits 1 if a variant does not compile, spills more than the budget, or needs more shared memory than a block of the
 target can have.
 """
+
 import argparse
 import csv
 import importlib
@@ -33,11 +34,27 @@ import wegformer.kernels
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}  # KiB a block can have, by compute capability
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-COLUMNS = ["module", "kernel", "variant", "target", "warps", "stages", "registers", "shared_bytes", "spill_store_bytes",
-           "spill_load_bytes", "ptx_bytes", "cubin_bytes", "status", "triton"]
+COLUMNS = [
+    "module",
+    "kernel",
+    "variant",
+    "target",
+    "warps",
+    "stages",
+    "registers",
+    "shared_bytes",
+    "spill_store_bytes",
+    "spill_load_bytes",
+    "ptx_bytes",
+    "cubin_bytes",
+    "status",
+    "triton",
+]
 
-LINE = ("{module:19} {kernel:18} {variant:34} {target:7} {warps:>5} {registers:>9} {shared:>10} {spills:>12} {ptx:>8} "
-        "{cubin:>9}  {status}")
+LINE = (
+    "{module:19} {kernel:18} {variant:34} {target:7} {warps:>5} {registers:>9} {shared:>10} {spills:>12} {ptx:>8} "
+    "{cubin:>9}  {status}"
+)
 HEADS = {name: name for name in ("module", "kernel", "variant", "target", "warps", "registers", "status")}
 HEADS |= dict(shared="shared KiB", spills="spill st/ld", ptx="PTX KiB", cubin="cubin KiB")
 
@@ -74,32 +91,51 @@ def spills(ptx: str, capability: int) -> tuple[int, int]:
     arch = re.search(r"^\.target (\w+)", ptx, re.M)[1]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.ptx").write_text(ptx)
-        log = subprocess.run([ptxas, "-v", f"--gpu-name={arch}", "kernel.ptx", "-o", "kernel.cubin"], cwd=folder,
-                             capture_output=True, text=True, check=True).stderr
+        log = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={arch}", "kernel.ptx", "-o", "kernel.cubin"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
     return tuple(sum(map(int, re.findall(rf"(\d+) bytes spill {kind}", log))) for kind in ("stores", "loads"))
 
 
 def report(job: tuple[str, str, int], budget: int) -> dict:
     "One row of the table: (module, variant, target)."
     module, name, capability = job
-    variant, = (v for m, v in variants(module) if v["name"] == name)
+    (variant,) = (v for m, v in variants(module) if v["name"] == name)
     row = dict.fromkeys(COLUMNS, "")
-    row |= dict(module=module, kernel=jitted(variant["kernel"]).__name__, variant=variant["name"],
-                target=f"sm_{capability}", warps=variant.get("num_warps", 4), stages=variant.get("num_stages", ""),
-                triton=triton.__version__)
+    row |= dict(
+        module=module,
+        kernel=jitted(variant["kernel"]).__name__,
+        variant=variant["name"],
+        target=f"sm_{capability}",
+        warps=variant.get("num_warps", 4),
+        stages=variant.get("num_stages", ""),
+        triton=triton.__version__,
+    )
     try:
         compiled = compile_variant(variant, capability)
         cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "kernel.cubin"
             file.write_bytes(cubin)
-            usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True,
-                                   check=True).stdout
+            usage = subprocess.run(
+                [TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True
+            ).stdout
         count = {name: int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK")}
         stores, loads = spills(ptx, capability) if count["STACK"] else (0, 0)
         shared = compiled.metadata.shared
-        row |= dict(registers=count["REG"], shared_bytes=shared, spill_store_bytes=stores, spill_load_bytes=loads,
-                    ptx_bytes=len(ptx), cubin_bytes=len(cubin), status="ok")
+        row |= dict(
+            registers=count["REG"],
+            shared_bytes=shared,
+            spill_store_bytes=stores,
+            spill_load_bytes=loads,
+            ptx_bytes=len(ptx),
+            cubin_bytes=len(cubin),
+            status="ok",
+        )
         if stores + loads > budget:
             row["status"] = f"spills more than {budget} bytes"
         elif shared > SHARED_LIMIT[capability] * 1024:
@@ -122,16 +158,22 @@ def main(arguments=None) -> int:
     known = sorted({module for module, _ in found})
     for name in set(args.kernels or ()) - set(known):
         parser.error(f"--kernels: no module {name!r} with variants, expected some of {', '.join(known)}")
-    jobs = [(module, variant["name"], target) for module, variant in found if module in (args.kernels or known)
-            for target in args.targets]
+    jobs = [
+        (module, variant["name"], target)
+        for module, variant in found
+        if module in (args.kernels or known)
+        for target in args.targets
+    ]
     if len(set(jobs)) < len(jobs):
         parser.error("two variants of one module have the same name")
     print(LINE.format(**HEADS), flush=True)
     rows = []
     with ProcessPoolExecutor(max(1, min(args.workers, len(jobs))), get_context("spawn")) as pool:
         for row in pool.map(report, jobs, [args.budget] * len(jobs)):
-            kib = {name: f"{row[f'{name}_bytes'] / 1024:.1f}" if row[f"{name}_bytes"] != "" else ""
-                   for name in ("shared", "ptx", "cubin")}
+            kib = {
+                name: f"{row[f'{name}_bytes'] / 1024:.1f}" if row[f"{name}_bytes"] != "" else ""
+                for name in ("shared", "ptx", "cubin")
+            }
             print(LINE.format(**row, **kib, spills="{spill_store_bytes}/{spill_load_bytes}".format(**row)), flush=True)
             rows.append(row)
     args.out.parent.mkdir(parents=True, exist_ok=True)

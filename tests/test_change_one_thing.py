@@ -153,7 +153,7 @@ def test_data_with_other_classes(scratch, toy_root, tmp_path_factory):
     assert scratch.touched() == set()
 
 
-def test_a_segmentation_network(scratch):
+def test_a_network_recipe(scratch):
     page = f"{METHOD}/08_segmentation.ipynb"
     scratch.append(
         page,

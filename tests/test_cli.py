@@ -1,19 +1,35 @@
 "Bad input, as a person meets it: one sentence that names the culprit, a non-zero exit, finished work kept."
-import json
+
 import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from wegformer.cli import main
 from wegformer.data import VOCDataset
-from wegformer.config import preset
 
-SMALL = ["--preset", "smoke", "--classifier.steps", "1", "--classifier.crop-size", "48", "--classifier.resize", "48", "64", "--classifier.eval-long-side", "48",
-         "--attention.long-side", "48", "--attention.no-flip", "--segmenter.steps", "1", "--segmenter.crop", "48"]
+SMALL = [
+    "--preset",
+    "smoke",
+    "--classifier.steps",
+    "1",
+    "--classifier.crop-size",
+    "48",
+    "--classifier.resize",
+    "48",
+    "64",
+    "--classifier.eval-long-side",
+    "48",
+    "--attention.long-side",
+    "48",
+    "--attention.no-flip",
+    "--segmenter.steps",
+    "1",
+    "--segmenter.crop",
+    "48",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +82,26 @@ def broken(kind, root):
     return path.name
 
 
-@pytest.mark.parametrize("kind", ["truncated photograph", "no photograph", "missing saliency map", "saliency map of another size", "mask of another size",
-                                  "id without labels", "unknown class", "empty split"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated photograph",
+        "no photograph",
+        "missing saliency map",
+        "saliency map of another size",
+        "mask of another size",
+        "id without labels",
+        "unknown class",
+        "empty split",
+    ],
+)
 def test_broken_data(kind, toy_copy, tmp_path, capsys):
     name = broken(kind, toy_copy)
-    complain(capsys, ["evaluate", *SMALL, "--voc-root", toy_copy, "--labels.saliency", "good", "--cache", tmp_path / "cache"], name)
+    complain(
+        capsys,
+        ["evaluate", *SMALL, "--voc-root", toy_copy, "--labels.saliency", "good", "--cache", tmp_path / "cache"],
+        name,
+    )
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -88,7 +119,7 @@ def test_finished_stages_are_kept_and_used_after_the_repair(toy_copy, tmp_path, 
 
 
 def test_full_disk(tmp_path, cache, capsys, monkeypatch):
-    "Every write of the label stage may fail: the message names the file, nothing half-written stays, the rest is kept, and a second run ends well."
+    "Any write of the labels may fail: it is named, nothing half-written stays, the rest is kept, a rerun ends well."
     import wegformer.data
 
     folder = Path(shutil.copytree(cache, tmp_path / "cache"))
@@ -112,17 +143,31 @@ def test_checkpoint_of_another_model(cache, tmp_path, capsys, toy_root):
     image = next((toy_root / "JPEGImages").iterdir())
     classifier, segmenter = (next(cache.glob(f"{n}-*/model.safetensors")) for n in ("classifier", "segmenter"))
     complain(capsys, ["predict", image, "--segmenter", classifier, *SMALL, "--out", tmp_path], "model.safetensors")
-    complain(capsys, ["explain", image, "--classifier", segmenter, *SMALL, "--out", tmp_path / "x.png"], "model.safetensors")
-    complain(capsys, ["train-classifier", *SMALL, "--classifier.weights", segmenter, "--cache", tmp_path], "model.safetensors belong to another model")
+    complain(
+        capsys, ["explain", image, "--classifier", segmenter, *SMALL, "--out", tmp_path / "x.png"], "model.safetensors"
+    )
+    complain(
+        capsys,
+        ["train-classifier", *SMALL, "--classifier.weights", segmenter, "--cache", tmp_path],
+        "model.safetensors belong to another model",
+    )
     complain(capsys, ["predict", image, "--segmenter", tmp_path / "gone.safetensors", *SMALL], "gone.safetensors")
     assert not list(tmp_path.glob("*.png"))
 
 
 def test_wrong_options(cache, tmp_path, capsys):
     complain(capsys, ["evaluate", *SMALL, "--voc-root", tmp_path / "nowhere"], "nowhere is not a VOC folder")
-    complain(capsys, ["pseudo-labels", *SMALL, "--labels.saliency", "nobody", "--cache", cache], "Saliency set 'nobody'")
-    complain(capsys, ["train-classifier", *SMALL, "--classifier.model", "vit_hug_patch16", "--cache", tmp_path], "vit_hug_patch16")
-    complain(capsys, ["reproduce", "table9", "--preset", "smoke", "--out", tmp_path], "'table9'; expected one of: table2")
+    complain(
+        capsys, ["pseudo-labels", *SMALL, "--labels.saliency", "nobody", "--cache", cache], "Saliency set 'nobody'"
+    )
+    complain(
+        capsys,
+        ["train-classifier", *SMALL, "--classifier.model", "vit_hug_patch16", "--cache", tmp_path],
+        "vit_hug_patch16",
+    )
+    complain(
+        capsys, ["reproduce", "table9", "--preset", "smoke", "--out", tmp_path], "'table9'; expected one of: table2"
+    )
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--preset", "smoke", "--classifier.stepz", "3"])
     assert stop.value.code != 0 and "stepz" in capsys.readouterr().err
@@ -132,25 +177,54 @@ def test_predict_and_explain(cache, tmp_path, capsys, toy_root):
     images = sorted((toy_root / "JPEGImages").iterdir())[:2]
     assert main(["predict", *map(str, images), *SMALL, "--cache", str(cache), "--out", str(tmp_path)]) == 0
     for path in images:
-        assert Image.open(tmp_path / f"{path.stem}.png").size == Image.open(path).size == Image.open(tmp_path / f"{path.stem}_overlay.png").size
+        assert (
+            Image.open(tmp_path / f"{path.stem}.png").size
+            == Image.open(path).size
+            == Image.open(tmp_path / f"{path.stem}_overlay.png").size
+        )
     classes = VOCDataset(toy_root, "train").classes
-    assert main(["explain", str(images[0]), *SMALL, "--cache", str(cache), "--out", str(tmp_path / "e.png"), "--classes", classes[1], classes[2]]) == 0
+    assert (
+        main(
+            [
+                "explain",
+                str(images[0]),
+                *SMALL,
+                "--cache",
+                str(cache),
+                "--out",
+                str(tmp_path / "e.png"),
+                "--classes",
+                classes[1],
+                classes[2],
+            ]
+        )
+        == 0
+    )
     assert f"{classes[1]}, {classes[2]}" in capsys.readouterr().out and Image.open(tmp_path / "e.png").size[0] > 300
-    complain(capsys, ["explain", images[0], *SMALL, "--cache", cache, "--classes", "unicorn"], "unknown class 'unicorn'")
+    complain(
+        capsys, ["explain", images[0], *SMALL, "--cache", cache, "--classes", "unicorn"], "unknown class 'unicorn'"
+    )
     (tmp_path / "bad.jpg").write_bytes(b"no")
     complain(capsys, ["predict", images[0], tmp_path / "bad.jpg", *SMALL, "--cache", cache], "bad.jpg cannot be read")
 
 
 def test_every_command_ends_with_a_summary(cache, capsys, toy_root):
-    for command, words in [("train-classifier", "mAP on val"), ("attention", "attention maps of 24 images"), ("pseudo-labels", "pseudo labels mIoU"),
-                           ("train-segmenter", "loss"), ("evaluate", "mIoU")]:
+    for command, words in [
+        ("train-classifier", "mAP on val"),
+        ("attention", "attention maps of 24 images"),
+        ("pseudo-labels", "pseudo labels mIoU"),
+        ("train-segmenter", "loss"),
+        ("evaluate", "mIoU"),
+    ]:
         assert main([command, *SMALL, "--cache", str(cache)]) == 0
         assert words in capsys.readouterr().out.strip().splitlines()[-1]
 
 
 def test_evaluate_a_folder_and_export(cache, tmp_path, capsys):
     predictions = next(cache.glob("evaluation-*/predictions"))
-    assert main(["evaluate", *SMALL, "--predictions", str(predictions), "--export", str(tmp_path / "server.tar.gz")]) == 0
+    assert (
+        main(["evaluate", *SMALL, "--predictions", str(predictions), "--export", str(tmp_path / "server.tar.gz")]) == 0
+    )
     assert (tmp_path / "server.tar.gz").stat().st_size > 0
     moved = Path(shutil.copytree(predictions, tmp_path / "p"))
     victim = next(moved.iterdir())

@@ -5,7 +5,11 @@ from html.parser import HTMLParser
 import pytest
 
 from wegformer.data import InputError
-from wegformer.report import NAMES, Work, read_captions, read_runs, run_names, write_report
+from wegformer.records import Work, paper_order, read_captions, read_runs, run_names
+from wegformer.report import write_report
+from wegformer.reproduce import notebook_names
+
+NAMES = sorted(notebook_names(), key=paper_order)
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
 EVIL = "<script>alert('x')</script>"
@@ -265,8 +269,8 @@ def test_shared_stages_are_counted_once(tmp_path):
     assert page.find("costs")[1][1] == ["classifier-000000000001", "3", "100.0", "2.5"]
     assert [line[-1] for line in page.find("summary")[0][1:]] == ["115.0 s", "107.0 s"]
     assert (
-        "The 5 stages behind them took 2.0 min (what rows or tables share is counted once), with a peak memory of 2.5 GiB."
-        in page.text
+        "The 5 stages behind them took 2.0 min (what rows or tables share is counted once), "
+        "with a peak memory of 2.5 GiB." in page.text
     )  # 122 s
     two = write_run(tmp_path / "two", [row("a", 1.0, stages=[[again]])])  # made anew, elsewhere: that is other work
     assert "The 6 stages behind them took 3.9 min" in report(tmp_path, run, two).text
@@ -389,7 +393,7 @@ ROWS = [
         '{"rows": [{"status": "ok"}]}',
         '{"rows": [], "versions": [1]}',
         '{"rows": [], "title": 3}',
-        *('{"rows": [{"name": "x", "status": "ok", %s}]}' % part for part in ROWS),
+        *('{"rows": [{"name": "x", "status": "ok", ' + part + "}]}" for part in ROWS),
     ],
 )
 def test_malformed_files_are_named(tmp_path, content):

@@ -14,7 +14,7 @@ from wegformer.data import IGNORE, InputError, read_mask, write_mask
 from wegformer.deeplab import ASPP, CornerUpsample, DilatedVGG, LargeFOV, MultiScale, create_backbone, sample_mask
 from wegformer.segmentation import (
     NETWORKS,
-    SEGMENTER_PRESETS,
+    RECIPES,
     Network,
     RandomScale,
     SegmentationPairs,
@@ -40,7 +40,7 @@ PAIRS = [
 
 def small(network="deeplabv3plus", backbone="resnet_toy", **changes):
     name = "largefov" if network == "deeplabv2" and backbone.startswith("vgg") else network
-    if name not in SEGMENTER_PRESETS:
+    if name not in RECIPES:
         name, changes = "deeplabv3plus", dict(network=network) | changes
     recipe = dict(crop=33, batch_size=2, steps=4, precision="no", test_scales=(1.0,), test_flip=False, crf=False)
     return SegmenterConfig.preset(name, **SMALL | dict(backbone=backbone) | recipe | changes)
@@ -315,10 +315,7 @@ def test_the_registry_is_what_a_config_and_the_command_line_admit(tmp_path, monk
         head.forward = lambda features: head.classifier(features[-1])
         return head
 
-    assert list(NETWORKS) == ["deeplabv3plus", "deeplabv3", "deeplabv2"] and set(SEGMENTER_PRESETS) == {
-        *NETWORKS,
-        "largefov",
-    }
+    assert list(NETWORKS) == ["deeplabv3plus", "deeplabv3", "deeplabv2"] and set(RECIPES) == {*NETWORKS, "largefov"}
     with pytest.raises(InputError, match="deeplabv3plus, deeplabv3, deeplabv2"):
         SegmenterConfig(network="new")
     with pytest.raises(SystemExit):

@@ -48,7 +48,8 @@ from wegformer.evaluation import best_threshold, confusion, iou, mean_over
 from wegformer.extras.distillation import DistilConfig, distil, find_photographs
 from wegformer.config import Config, override, preset
 from wegformer.stages import Stage, device_name, read_done, run, versions
-from wegformer.pipeline import _initial, classifier_stage, trivial_label
+from wegformer.pipeline import chain, trivial_label
+from wegformer.pretraining import weights_fingerprint
 from wegformer.pseudo_labels import pseudo_label, table2_rules
 from wegformer.experiment import format_table
 from wegformer.reproduce import reproduce
@@ -134,7 +135,13 @@ def probe_stage(root: Path, network: str, weights: Path, train_split: str, val_s
 
     return Stage(
         "probe",
-        dict(network=network, weights=_initial(False, str(weights), network), train=train.ids, val=val.ids, side=side),
+        dict(
+            network=network,
+            weights=weights_fingerprint(False, str(weights), network),
+            train=train.ids,
+            val=val.ids,
+            side=side,
+        ),
         make,
     )
 
@@ -221,7 +228,7 @@ def maps_stage(config: Config, chosen: dict, workers: int = 0) -> Stage:
         "maps",
         dict(kinds=MAPS, attention=config.attention, rules=rules, threshold=threshold, images=voc.ids),
         make,
-        dict(classifier=classifier_stage(config, workers)),
+        dict(classifier=chain(config, workers).classifier),
     )
 
 
@@ -265,7 +272,7 @@ def main() -> None:
         return keep(out / f"{name}.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
 
     def measure_classifier(name: str, config: Config) -> None:
-        measure(name, classifier_stage(config, args.workers), train=config.data.train_split, val=config.data.val_split)
+        measure(name, chain(config, args.workers).classifier, train=config.data.train_split, val=config.data.val_split)
 
     if "distil" in args.only:
         start, again = time.perf_counter(), (out / "distil.json").is_file()

@@ -1,4 +1,5 @@
 "Kernels run on the GPU when there is one, otherwise through Triton's interpreter (tests/conftest.py chooses it)."
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 "The last block's maps from V, M, S and G against the formula in float64 and against `dtd_maps` itself."
+
 import os
 
 import pytest
@@ -26,6 +27,7 @@ def example(device, B=3, h=2, N=9, d=16, image=(2, 0, 2, 2), dtype=torch.float32
 
     def draw(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64)
+
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     V = draw(B, N, 3, h, d).to(device, dtype).permute(2, 0, 3, 1, 4)[2]
     M, S, G = draw(B, h, N).softmax(-1), draw(len(image), h, d), draw(len(image), h, d)
@@ -142,7 +144,7 @@ def test_images_apart_give_the_same(device):
     V, M, S, G, image = example(device, image=(2, 0, 2, 1))
     together = cls_relevance(V, M, S, G, image)
     for p, i in enumerate(image.tolist()):
-        alone = cls_relevance(V[i:i + 1], M[i:i + 1], S[p:p + 1], G[p:p + 1], image[:1] * 0)
+        alone = cls_relevance(V[i : i + 1], M[i : i + 1], S[p : p + 1], G[p : p + 1], image[:1] * 0)
         assert torch.equal(alone[0], together[p])
     turned = [3, 1, 0, 2]
     assert torch.equal(cls_relevance(V, M, S[turned], G[turned], image[turned]), together[turned])
@@ -161,6 +163,7 @@ def test_group_pairs(device, B, image):
 
 # ---- against the maps of a network
 
+
 @pytest.mark.parametrize("options", [{}, {"clamp": False}, {"gradient": False}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dtd_maps(device, monkeypatch, options, dtype):
@@ -177,6 +180,7 @@ def test_dtd_maps(device, monkeypatch, options, dtype):
     def kernel(V, M, S, G, image, clamp=True):
         seen.append(V.dtype)
         return cls_relevance(V, M, S, G, image, clamp)
+
     monkeypatch.setattr(module, "cls_relevance", kernel)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         monkeypatch.setenv("WEGFORMER_KERNELS", "0")
@@ -191,21 +195,25 @@ def test_dtd_maps(device, monkeypatch, options, dtype):
 
 # ---- bad input
 
-@pytest.mark.parametrize("change, words", [
-    (dict(V=lambda V: V[0]), "V: expected shape"),
-    (dict(V=lambda V: V[:, :0]), "at least one head"),
-    (dict(V=lambda V: V.int()), "V: .*found torch.int32"),
-    (dict(V=lambda V: None), "V: expected a tensor, found NoneType"),
-    (dict(M=lambda M: M[:, :, 1:]), r"M: expected torch.float32 \(3, 2, 9\)"),
-    (dict(M=lambda M: M.double()), "M: expected torch.float32 .*found torch.float64"),
-    (dict(S=lambda S: S[:3]), r"S: expected .*\(4, 2, 16\).*found .*\(3, 2, 16\)"),
-    (dict(G=lambda G: G.half()), "G: expected torch.float32"),
-    (dict(G=lambda G: G.to("meta")), "G: expected on V's device"),
-    (dict(image=lambda i: i.int()), "image: expected an int64 tensor.*found torch.int32"),
-    (dict(image=lambda i: i[None]), "image: expected an int64 tensor"),
-    (dict(image=lambda i: i[0]), "image: expected an int64 tensor"),
-    (dict(image=lambda i: i.tolist()), "image: expected a tensor, found list"),
-])
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(V=lambda V: V[0]), "V: expected shape"),
+        (dict(V=lambda V: V[:, :0]), "at least one head"),
+        (dict(V=lambda V: V.int()), "V: .*found torch.int32"),
+        (dict(V=lambda V: None), "V: expected a tensor, found NoneType"),
+        (dict(M=lambda M: M[:, :, 1:]), r"M: expected torch.float32 \(3, 2, 9\)"),
+        (dict(M=lambda M: M.double()), "M: expected torch.float32 .*found torch.float64"),
+        (dict(S=lambda S: S[:3]), r"S: expected .*\(4, 2, 16\).*found .*\(3, 2, 16\)"),
+        (dict(G=lambda G: G.half()), "G: expected torch.float32"),
+        (dict(G=lambda G: G.to("meta")), "G: expected on V's device"),
+        (dict(image=lambda i: i.int()), "image: expected an int64 tensor.*found torch.int32"),
+        (dict(image=lambda i: i[None]), "image: expected an int64 tensor"),
+        (dict(image=lambda i: i[0]), "image: expected an int64 tensor"),
+        (dict(image=lambda i: i.tolist()), "image: expected a tensor, found list"),
+    ],
+)
 def test_bad_input(device, change, words):
     arguments = dict(zip(("V", "M", "S", "G", "image"), example(device)))
     arguments |= {k: f(arguments[k]) for k, f in change.items()}

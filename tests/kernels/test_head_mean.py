@@ -1,4 +1,5 @@
 "Eq. 4 in one kernel against `class_attention` in float64: shapes, types, views, rows, NaN, bad input."
+
 import os
 
 import pytest
@@ -13,8 +14,12 @@ from wegformer.kernels.head_mean import aot, head_mean
 from wegformer.rules import class_attention
 
 # result type, and the tolerance relative to the largest entry: inputs are exact, sums are formed in the result's type
-TYPES = {torch.float64: (torch.float64, 1e-14), torch.float32: (torch.float32, 5e-7),
-         torch.float16: (torch.float32, 5e-7), torch.bfloat16: (torch.float32, 5e-7)}
+TYPES = {
+    torch.float64: (torch.float64, 1e-14),
+    torch.float32: (torch.float32, 5e-7),
+    torch.float16: (torch.float32, 5e-7),
+    torch.bfloat16: (torch.float32, 5e-7),
+}
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 5), (3, 1, 17, 17), (1, 6, 33, 33), (2, 2, 16, 16), (1, 12, 65, 65), (4, 3, 1, 1)]
 RECTANGLES = [(2, 3, 1, 9), (1, 4, 5, 31), (2, 2, 16, 40), (3, 2, 7, 3)]  # fewer rows than columns; more
 
@@ -30,6 +35,7 @@ def reference(G, R, clamp=True):
 
     def square(t):  # as class_attention wants them
         return torch.nn.functional.pad(t, (0, max(0, n - N), 0, max(0, N - n)))
+
     rows = [class_attention(square(R[p]), None if G is None else square(G[p].double()), clamp) for p in range(P)]
     return torch.stack(rows)[:, :n, :N] if P else R.new_zeros(0, n, N)
 
@@ -83,7 +89,7 @@ def test_views(device, view, which):
 
 @pytest.mark.parametrize("offset", [1, 3])
 def test_unaligned(device, offset):
-    G, R = (t.flatten()[offset:][:2 * 3 * 64].view(2, 3, 8, 8) for t in maps(device, (2, 4, 8, 16)))
+    G, R = (t.flatten()[offset:][: 2 * 3 * 64].view(2, 3, 8, 8) for t in maps(device, (2, 4, 8, 16)))
     check(G, R)
 
 
@@ -92,8 +98,10 @@ def test_many_programs(device):
     check(*maps(device, (3, 2, 37, 37)))
     G, R = (t.expand(1, 1, 1030, 1030) for t in maps(device, (1, 1, 1, 1030)))  # over 2**20 entries: in blocks of 1024
     result = head_mean(G, R)
-    assert torch.equal(result - torch.eye(1030, device=device) * result.diagonal(dim1=1, dim2=2)[:, None],
-                       (G * R).clamp(min=0)[:, 0] * (1 - torch.eye(1030, device=device)))
+    assert torch.equal(
+        result - torch.eye(1030, device=device) * result.diagonal(dim1=1, dim2=2)[:, None],
+        (G * R).clamp(min=0)[:, 0] * (1 - torch.eye(1030, device=device)),
+    )
     torch.testing.assert_close(result.diagonal(dim1=1, dim2=2), (G * R).clamp(min=0)[:, 0, 0] + 1)
 
 
@@ -124,16 +132,19 @@ def test_inputs_stay_and_inference_mode(device):
     assert torch.equal(result, head_mean(G, R)) and torch.equal(G, before[0]) and torch.equal(R, before[1])
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(R=None), "R: expected a tensor"),
-    (dict(R=lambda R: R[0]), r"R: expected a tensor \(P, h, n, N\), found shape \(3, 4, 4\)"),
-    (dict(R=lambda R: R.int(), G=None), "R: .*found torch.int32"),
-    (dict(R=lambda R: R[:, :0], G=None), "at least one head"),
-    (dict(G=lambda G: G[..., :3]), r"G: expected R's shape \(2, 3, 4, 4\), found \(2, 3, 4, 3\)"),
-    (dict(G=lambda G: G.double()), "G: expected R's dtype torch.float32, found torch.float64"),
-    (dict(G=lambda G: G.to("meta")), "G: expected R's device"),
-    (dict(G=lambda G: 1.0), "G: expected a tensor like R or None, found float"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(R=None), "R: expected a tensor"),
+        (dict(R=lambda R: R[0]), r"R: expected a tensor \(P, h, n, N\), found shape \(3, 4, 4\)"),
+        (dict(R=lambda R: R.int(), G=None), "R: .*found torch.int32"),
+        (dict(R=lambda R: R[:, :0], G=None), "at least one head"),
+        (dict(G=lambda G: G[..., :3]), r"G: expected R's shape \(2, 3, 4, 4\), found \(2, 3, 4, 3\)"),
+        (dict(G=lambda G: G.double()), "G: expected R's dtype torch.float32, found torch.float64"),
+        (dict(G=lambda G: G.to("meta")), "G: expected R's device"),
+        (dict(G=lambda G: 1.0), "G: expected a tensor like R or None, found float"),
+    ],
+)
 def test_bad_input(device, change, words):
     arguments = dict(zip("GR", maps(device, (2, 3, 4, 4))))
     arguments |= {k: f(arguments[k]) if callable(f) else f for k, f in change.items()}

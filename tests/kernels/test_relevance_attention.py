@@ -1,4 +1,5 @@
 "The flash form of relevance through attention against the same formulas with every N x N array in memory."
+
 import inspect
 import os
 from dataclasses import asdict, dataclass
@@ -44,9 +45,10 @@ def example(device, B=2, h=1, N=18, d=16, last=False, image=(1, 0, 1), gradient=
 
     def draw(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
+
     q, k, v, S, G = draw(B, h, n, d), draw(B, h, N, d), draw(B, h, N, d), draw(P, h, n, d), draw(P, h, n, d)
     row, image = draw(P, n).abs(), torch.tensor(image, dtype=torch.int64, device=device)
-    return q, k, v, S, G if gradient else None, row, image, d ** -0.5
+    return q, k, v, S, G if gradient else None, row, image, d**-0.5
 
 
 def parts(result):
@@ -58,7 +60,7 @@ def sensitivity(q, k, v, S, G, row, image, scale):
     q, k, v = q[image], k[image], v[image]
     product = q @ k.mT
     R = (scale * product).softmax(-1) * (S @ v.mT)
-    change = divide(R, product * product).abs() * (q.abs() @ k.abs().mT) * 2.0 ** -24
+    change = divide(R, product * product).abs() * (q.abs() @ k.abs().mT) * 2.0**-24
     return (q.abs() * (change @ k.abs())).norm(), (k.abs() * (change.mT @ q.abs())).norm()
 
 
@@ -130,7 +132,7 @@ def test_results_lie_as_the_linear_layer_wants_them(device):
         assert base.shape == (3, 5, 3, 2, 16) and base.is_contiguous() and base.isfinite().all()
         assert not last or not base[:, 1:, 0].any()
         for i, part in enumerate(relevance):
-            assert torch.equal(base[:, :part.shape[2], i].transpose(1, 2), part)
+            assert torch.equal(base[:, : part.shape[2], i].transpose(1, 2), part)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -190,12 +192,14 @@ BAD = {
     "row: expected (3, 18)": lambda x: x | {"row": x["row"][:, :4]},
     "S: expected float32 or float64": lambda x: x | {"S": x["S"].float()},
     "q: expected float32 or float64": lambda x: {
-        a: b.half() if torch.is_tensor(b) and a != "image" else b for a, b in x.items()},
+        a: b.half() if torch.is_tensor(b) and a != "image" else b for a, b in x.items()
+    },
     "S: expected a tensor": lambda x: x | {"S": None},
     "row: expected on": lambda x: x | {"row": x["row"].to("meta")},
     "image: expected an int64": lambda x: x | {"image": x["image"].int()},
-    "image: expected indices from 0 to 1, found 1 to 2": lambda x: x | {
-        "image": x["image"].clamp(min=1) + torch.arange(3).eq(2).to(x["image"])},
+    "image: expected indices from 0 to 1, found 1 to 2": lambda x: (
+        x | {"image": x["image"].clamp(min=1) + torch.arange(3).eq(2).to(x["image"])}
+    ),
     "image: expected indices from 0 to 1, found -1 to 0": lambda x: x | {"image": x["image"] - 1},
     "scale: expected a positive number": lambda x: x | {"scale": float("nan")},
 }
@@ -212,6 +216,7 @@ def test_bad_input(device, message):
 @dataclass(frozen=True)
 class MoreSwitches(Switches):
     "A rule that has learned something."
+
     alpha: float = 2.0
 
 
@@ -247,8 +252,11 @@ def test_a_switch_that_the_kernel_does_not_know(device, monkeypatch):
 
 def test_the_kernel_knows_the_switches_of_the_rule():
     "By name, with the same defaults, and not by position."
-    known = {p.name: p.default for p in inspect.signature(relevance_attention).parameters.values()
-             if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = {
+        p.name: p.default
+        for p in inspect.signature(relevance_attention).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
     assert known == asdict(Switches())
 
 
