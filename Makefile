@@ -18,7 +18,7 @@ test: setup  ## what the notebooks assert, then the grids, reference vectors and
 	TRITON_INTERPRET=$$($(PY)/python -c "import torch; print(int(not torch.cuda.is_available()))") \
 	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	@# the tests' models are tiny: a second thread wins little, and waits long for a core that is busy
-	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadfile
 
 lint: setup  ## one dialect in notebooks, package and scripts: settings in pyproject.toml
 	$(PY)/ruff check .

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from wegformer.data import InputError
-from wegformer.config import Config, cnn_baseline, difference, flatten, override, preset, network_recipe
+from wegformer.config import Config, cnn_baseline, diff, flatten, override, preset, network_recipe
 from wegformer.pipeline import chain
 from wegformer.splits import open_split
 from wegformer.stages import Stage, read_done, run
@@ -102,7 +102,7 @@ def _run_in_process(cache):
         "from wegformer.stages import *\n"
         "config = override(preset('smoke'), json.loads(sys.argv[1]))\nrun(chain(config).evaluation, sys.argv[2])"
     )
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in difference(SMOKE, preset("smoke")).items()}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in diff(SMOKE, preset("smoke")).items()}
     return subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(values), str(cache)],
         stdout=subprocess.PIPE,
@@ -193,7 +193,7 @@ def test_every_setting_can_be_overridden():
     } <= set(flat)
     assert override(Config(), flat) == Config()
     for name in ("voc", "toy", "smoke"):
-        assert dataclasses.is_dataclass(preset(name)) and difference(preset(name), preset(name)) == {}
+        assert dataclasses.is_dataclass(preset(name)) and diff(preset(name), preset(name)) == {}
     with pytest.raises(InputError, match="Preset 'big'"):
         preset("big")
 
@@ -265,10 +265,7 @@ def test_maps_are_not_scored_without_masks(toy_copy, tmp_path):
     [
         ({"pretrain.masks": True}, ["labels", "initial", "segmenter"]),
         (network_recipe("smoke", "largefov"), ["labels", "initial", "segmenter"]),
-        (
-            network_recipe("smoke", "largefov") | {"pretrain.masks": True},
-            ["labels", "initial", "initial", "segmenter"],
-        ),
+        (network_recipe("smoke", "largefov") | {"pretrain.masks": True}, ["labels", "initial", "initial", "segmenter"]),
         ({}, ["labels", "segmenter"]),
     ],
 )
@@ -288,8 +285,7 @@ def test_other_weights_are_another_network(tmp_path):
     keys = [
         chain(
             override(
-                SMOKE,
-                network_recipe("smoke", "largefov") | {"labels.source": "masks", "segmenter.pretrained": False},
+                SMOKE, network_recipe("smoke", "largefov") | {"labels.source": "masks", "segmenter.pretrained": False}
             )
         ).segmenter.key
     ]

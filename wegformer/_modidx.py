@@ -184,7 +184,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wegformer.config._coerce': ('workshop/config.html#_coerce', 'wegformer/config.py'),
                                   'wegformer.config._replace': ('workshop/config.html#_replace', 'wegformer/config.py'),
                                   'wegformer.config.cnn_baseline': ('workshop/config.html#cnn_baseline', 'wegformer/config.py'),
-                                  'wegformer.config.difference': ('workshop/config.html#difference', 'wegformer/config.py'),
+                                  'wegformer.config.diff': ('workshop/config.html#diff', 'wegformer/config.py'),
                                   'wegformer.config.flatten': ('workshop/config.html#flatten', 'wegformer/config.py'),
                                   'wegformer.config.label_rule': ('workshop/config.html#label_rule', 'wegformer/config.py'),
                                   'wegformer.config.network_recipe': ('workshop/config.html#network_recipe', 'wegformer/config.py'),

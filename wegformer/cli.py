@@ -23,7 +23,7 @@ from fastcore.basics import patch
 
 from .check import check
 from .classifier import load_classifier
-from .config import PRESETS, Config, difference, label_rule, override, preset
+from .config import PRESETS, Config, diff, label_rule, override, preset
 from .data import InputError, VOCDataset, atomic_write, read_image, write_mask
 from .evaluation import evaluate, export_voc_server
 from .experiment import format_table
@@ -259,7 +259,7 @@ class Explain(_ChainOptions):
 # %% ../nbs/workshop/17_cli.ipynb #ef37a331
 def _notebook_values(config: Config, preset_name: str) -> dict[str, Any]:
     "What a configuration changes in its preset, as parameters of a notebook."
-    changed = difference(config, preset(preset_name))
+    changed = diff(config, preset(preset_name))
     values = {}
     if voc_root := changed.pop("data.voc_root", None):
         values["voc_root"] = str(Path(voc_root).resolve())
