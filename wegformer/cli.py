@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import torch
 import tyro
+from fastcore.basics import patch
 
 from .classifier import load_classifier
 from .config import PRESETS, RULE_NAMES, Config, difference, label_rule, override, preset
@@ -276,7 +277,7 @@ def _own_parameter(item: str) -> tuple[str, object]:
     except (ValueError, SyntaxError):
         return key, text
 
-# %% ../nbs/workshop/17_cli.ipynb #880dc7e1
+# %% ../nbs/workshop/17_cli.ipynb #fca5f8bf
 @dataclass(frozen=True)
 class Reproduce(ChainOptions):
     """Run the notebook of a table or figure of the paper, or of all: NAME.ipynb, NAME.html, NAME.json and its figures
@@ -306,23 +307,25 @@ class Reproduce(ChainOptions):
         print((f"{failed} row(s) failed; " if failed else "") + f"written: {out / name}.ipynb, .html, .json")
         return not failed
 
-    def _all(self, out: Path, own: Mapping[str, Any]) -> int:
-        "Run every notebook, with those of its own parameters that it knows; one that fails does not stop the others."
-        known = {name: notebook_parameters(notebook_path(name)) for name in notebook_names()}
-        for key in own:
-            if not any(key in parameters for parameters in known.values()):
-                raise InputError(f"No notebook has a parameter {key!r}.")
-        failed = []
-        for name, parameters in known.items():
-            try:
-                ok = self._one(name, out, {key: value for key, value in own.items() if key in parameters})
-            except RuntimeError as error:
-                print(f"wegformer: {error}", file=sys.stderr)
-                ok = False
-            failed += [name] * (not ok)
-        names = f"; with failures: {', '.join(failed)}" if failed else ""
-        print(f"report: {write_report([out], out / 'report.html')}{names}")
-        return 1 if failed else 0
+# %% ../nbs/workshop/17_cli.ipynb #7981c56d
+@patch
+def _all(self: Reproduce, out: Path, own: Mapping[str, Any]) -> int:
+    "Run every notebook, with those of its own parameters that it knows, and write the report."
+    known = {name: notebook_parameters(notebook_path(name)) for name in notebook_names()}
+    for key in own:
+        if not any(key in parameters for parameters in known.values()):
+            raise InputError(f"No notebook has a parameter {key!r}.")
+    failed = []
+    for name, parameters in known.items():
+        try:
+            ok = self._one(name, out, {key: value for key, value in own.items() if key in parameters})
+        except RuntimeError as error:
+            print(f"wegformer: {error}", file=sys.stderr)
+            ok = False
+        failed += [name] * (not ok)
+    names = f"; with failures: {', '.join(failed)}" if failed else ""
+    print(f"report: {write_report([out], out / 'report.html')}{names}")
+    return 1 if failed else 0
 
 # %% ../nbs/workshop/17_cli.ipynb #06d56749
 def _line(parameter: Parameter) -> str:

@@ -172,29 +172,6 @@ class Experiment:
     cache: Path  # folder of all stages
     workers: int  # loader processes
 
-    @classmethod
-    def open(
-        cls,
-        name: str,
-        title: str,
-        preset_name: str,  # "smoke", "toy" or "voc"
-        voc_root: str | None = None,  # a folder in VOC's layout; None: the embedded data set
-        saliency: Sequence[str] = (),  # NAME=FOLDER
-        seeds: Sequence[int] = (0,),
-        config: Mapping[str, Any] | None = None,  # any other value by its dotted name
-        out: str = ".",
-        cache: str | None = None,
-        workers: int = 0,
-    ) -> "Experiment":
-        "From a notebook's parameters; InputError for one that makes no sense. Prints what there is to work with."
-        pictures = {"data.voc_root": voc_root, "data.saliency": tuple(saliency)}
-        base = override(preset(preset_name), pictures | dict(config or {}))
-        cache = Path(cache) if cache else cache_dir() / "stages"
-        made = cls(name, title, preset_name, base, tuple(seeds), Path(out), cache, workers)
-        print(f"{len(made.train)} training and {len(made.val)} val images, {made.train.num_classes} classes; "
-              f"saliency sets: {', '.join(made.train.saliency_folders) or 'none'}")
-        return made
-
     @cached_property
     def train(self) -> VOCDataset:
         return open_split(self.base.data, "train")
@@ -202,6 +179,30 @@ class Experiment:
     @cached_property
     def val(self) -> VOCDataset:
         return open_split(self.base.data, "val")
+
+# %% ../nbs/workshop/14_experiment.ipynb #ce680d8d
+@patch(cls_method=True)
+def open(
+    cls: Experiment,
+    name: str,
+    title: str,
+    preset_name: str,  # "smoke", "toy" or "voc"
+    voc_root: str | None = None,  # a folder in VOC's layout; None: the embedded data set
+    saliency: Sequence[str] = (),  # NAME=FOLDER
+    seeds: Sequence[int] = (0,),
+    config: Mapping[str, Any] | None = None,  # any other value by its dotted name
+    out: str = ".",
+    cache: str | None = None,
+    workers: int = 0,
+) -> Experiment:
+    "From a notebook's parameters; InputError for one that makes no sense. Prints what there is to work with."
+    pictures = {"data.voc_root": voc_root, "data.saliency": tuple(saliency)}
+    base = override(preset(preset_name), pictures | dict(config or {}))
+    cache = Path(cache) if cache else cache_dir() / "stages"
+    made = cls(name, title, preset_name, base, tuple(seeds), Path(out), cache, workers)
+    print(f"{len(made.train)} training and {len(made.val)} val images, {made.train.num_classes} classes; "
+          f"saliency sets: {', '.join(made.train.saliency_folders) or 'none'}")
+    return made
 
 # %% ../nbs/workshop/14_experiment.ipynb #0bc1661c
 @patch
