@@ -2,6 +2,7 @@ import itertools
 import os
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,30 @@ def killed_at(monkeypatch):
 def toy_copy(toy_root, tmp_path):
     "A copy of it that a test may break."
     return Path(shutil.copytree(toy_root, tmp_path / "voc"))
+
+
+@pytest.fixture
+def without_kernel(monkeypatch):
+    "Notebooks run in this process, whose imports are there already: the same cells and papermill, in a sixth of the time."
+    import papermill
+    from matplotlib import pyplot as plt
+    from nbformat.v4 import new_output
+
+    class Here(papermill.engines.Engine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+            names = {"__name__": "__main__"}
+            for index, cell in enumerate(nb_man.nb.cells):
+                nb_man.cell_start(cell, index)
+                try:
+                    exec(cell.source if cell.cell_type == "code" else "", names)
+                except Exception as error:
+                    cell.outputs = [new_output("error", ename=type(error).__name__, evalue=str(error), traceback=[])]
+                    nb_man.cell_exception(cell, index, exception=error)
+                    break
+                finally:
+                    plt.close("all")
+                nb_man.cell_complete(cell, index)
+
+    papermill.engines.papermill_engines.register("here", Here)
+    monkeypatch.setattr(papermill, "execute_notebook", partial(papermill.execute_notebook, engine_name="here"))

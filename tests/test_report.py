@@ -1,6 +1,11 @@
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -437,3 +442,21 @@ def test_sections_follow_the_paper_and_long_tables_are_folded(tmp_path):
 
 def test_work_is_the_same_when_all_of_it_is():
     assert Work("labels", "labels-1", 2.0) == Work("labels", "labels-1", 2.0) != Work("labels", "labels-1", 3.0)
+
+
+def test_an_installed_package_has_its_templates(tmp_path):
+    "The package as a wheel would hold it, without a checkout around it, writes the same page."
+    root = Path(__file__).parents[1]
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(root / "wegformer", tmp_path / "wegformer", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "installed"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    shutil.rmtree(tmp_path / "wegformer")
+    run = write_run(tmp_path / "run", [row("base", 50.0)])
+    code = "import sys, wegformer.report as r; print(r.__file__); r.write_report([sys.argv[1]], sys.argv[2])"
+    call = [sys.executable, "-c", code, str(run), str(tmp_path / "there.html")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(str(tmp_path / "installed"))
+    assert (tmp_path / "there.html").read_text() == write_report([run], tmp_path / "here.html").read_text()

@@ -15,7 +15,7 @@ from .config import DataConfig
 from .data import InputError, VOCDataset, fingerprint
 from .toyvoc import make_toy_voc
 
-# %% ../nbs/workshop/12a_splits.ipynb #420bab03
+# %% ../nbs/workshop/12a_splits.ipynb #df12a15d
 def _open(data: DataConfig, which: str, masks: Path | None) -> VOCDataset:
     "The whole split; the embedded data set is drawn when no folder is named."
     root = data.voc_root or make_toy_voc(train=data.toy_train, val=data.toy_val, seed=data.toy_seed)
@@ -56,6 +56,7 @@ class Split:
             raise AttributeError(name)
         return getattr(self._voc, name)
 
+# %% ../nbs/workshop/12a_splits.ipynb #430bcdaa
 def open_split(
     data: DataConfig,
     which: Literal["train", "val"],
