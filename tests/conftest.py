@@ -61,7 +61,7 @@ def toy_copy(toy_root, tmp_path):
 
 @pytest.fixture
 def without_kernel(monkeypatch):
-    "Notebooks run in this process, whose imports are there already: the same cells and papermill, in a sixth of the time."
+    "Notebooks run in this process, whose imports are there: the same cells, in a sixth of the time."
     import papermill
     from matplotlib import pyplot as plt
     from nbformat.v4 import new_output

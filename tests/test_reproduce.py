@@ -88,7 +88,8 @@ def test_everything_from_one_command(everything):
 
 def test_rows_share_what_they_have_in_common(everything):
     folders = [name.rpartition("-")[0] for name in json.loads((everything / "made.json").read_text())]
-    # one ViT and one CNN; maps of the ViT by five methods and two walks, and of the CNN; weights: VGG by labels, VGG and ResNet by masks
+    # one ViT and one CNN; maps of the ViT by five methods and two walks, and of the CNN;
+    # weights: VGG by labels, VGG and ResNet by masks
     assert {name: folders.count(name) for name in ("classifier", "attention", "initial", "relabel")} == dict(
         classifier=2, attention=8, initial=3, relabel=1
     )
