@@ -112,7 +112,7 @@ class ClassifierConfig:
     steps: int = 6614  # optimiser steps; 10 epochs of train_aug (10,582 images) at batch 16
     batch_size: int = 16  # images (paper)
     lr: float = 5e-5  # AdamW (MECPformer)
-    weight_decay: float = 5e-4  # (paper: of the segmentation network; MECPformer: of this one, too)
+    weight_decay: float = 5e-4  # MECPformer's; the paper gives it for the segmentation network only
     schedule: str = "constant"  # or "cosine", "poly"
     crop_size: int = 224  # pixels (paper)
     resize: tuple[int, int] = (256, 512)  # range of the long side before the crop, pixels
