@@ -70,19 +70,19 @@ def min_max(
 def _views_at(
     model: nn.Module,
     image: torch.Tensor,  # (3, H, W) uint8
-    logits: torch.Tensor,  # (C,) int64 on the model's device, class ids less 1
+    indices: torch.Tensor,  # (C,) int64 on the model's device, class ids less 1
     scale: float,
     config: AttentionConfig,
 ) -> torch.Tensor:  # (views, S * C, H, W) float32, mirrored back; S = len(config.blocks), 1 where there are none
     "The maps of one scale, of the photograph's size."
-    device, views = logits.device, 2 if config.flip else 1
-    pairs = torch.stack([torch.arange(views, device=device).repeat_interleave(len(logits)), logits.repeat(views)], 1)
+    device, views = indices.device, 2 if config.flip else 1
+    pairs = torch.stack([torch.arange(views, device=device).repeat_interleave(len(indices)), indices.repeat(views)], 1)
     x = normalize(resize_to_patches(image, config.long_side * scale, patch_size(model)).to(device), model)[None]
     x = torch.cat([x, x.flip(-1)]) if config.flip else x  # (views, 3, h, w)
     with autocast(device, resolve_precision(config.precision)):
         maps = config.heatmap()(model, x, pairs)  # ([S,] views * C, h/p, w/p)
     maps = maps.clamp(min=0) if METHODS[config.method].signed else maps
-    maps = maps.float().reshape(-1, views, len(logits), *maps.shape[-2:]).transpose(0, 1).flatten(1, 2)
+    maps = maps.float().reshape(-1, views, len(indices), *maps.shape[-2:]).transpose(0, 1).flatten(1, 2)
     maps = torch.cat([maps[:1], maps[1:].flip(-1)])  # (views, S * C, h/p, w/p)
     return tF.interpolate(maps, image.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -98,9 +98,9 @@ def attention_maps(
     device, S = next(model.parameters()).device, len(config.blocks)
     if len(classes) == 0:
         return torch.zeros(*([S] if S else []), 0, *image.shape[-2:], device=device)
-    logits, total = (torch.as_tensor(classes) - 1).to(device), None
+    indices, total = (torch.as_tensor(classes) - 1).to(device), None
     for scale in config.scales:
-        maps = _views_at(model, image, logits, scale, config)
+        maps = _views_at(model, image, indices, scale, config)
         maps = maps.sum(0) if config.join == "sum" else maps.amax(0)  # (S * C, H, W)
         if total is None:
             total = maps

@@ -62,6 +62,7 @@ def add_rule(
     r_b = r_b * divide(divide(sum_b.abs(), size) * total, sum_b)
     return r_a, r_b
 
+# %% ../nbs/method/02_rules.ipynb #71d9814a
 def fork_rule(
     x: torch.Tensor,  # any shape: the tensor that feeds two branches
     R: torch.Tensor,  # the same shape: the sum of what the branches return
@@ -146,11 +147,11 @@ def propagate(
     model: nn.Module,  # timm ViT
     records: list[SimpleNamespace],  # from `record_forward`
     z: torch.Tensor,  # (head_tokens*D,) what the head read
-    start: torch.Tensor,  # (classes,) relevance of the logits: the class's one-hot, or the logit in its place
+    R_logits: torch.Tensor,  # (classes,) relevance of the logits: the class's one-hot, or the logit in its place
     down_to: int = 0,  # the lowest block to walk through
 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:  # R^b (h, N, N) by block; R of the lowest input (N, D)
     "Relevance from the logits down through the blocks."
-    R_z = linear_rule(z, head_layer(model).weight, start)
+    R_z = linear_rule(z, head_layer(model).weight, R_logits)
     R_M, R, n = {}, torch.zeros_like(records[-1].y), head_tokens(model)  # (N, D)
     R_z = fork_rule(z, R_z).view(n, -1)
     R[:n] = norm_rule(model.norm, records[-1].y[:n], R_z)  # into the class token's row; fc_norm passes
