@@ -272,12 +272,12 @@ def test_maps_are_not_scored_without_masks(toy_copy, tmp_path):
 def test_initial_weights_are_made_where_they_are_missing(changes, names, tmp_path):
     config = override(SMOKE, {"labels.source": "masks", "pretrain.mask_steps": 2, "pretrain.label_steps": 2} | changes)
     stage = chain(config).segmenter
-    assert [s.name for s in stage.chain()] == names
+    assert [s.name for s in stage.upstream()] == names
     folder = run(stage, tmp_path, quiet)
     assert (folder / "model.safetensors").is_file() and read_done(folder)["metrics"]["loss"] > 0
     other = chain(override(config, {"seed": 1})).segmenter  # initial weights are the same for every seed
-    assert [s.key for s in other.chain() if s.name == "initial"] == [
-        s.key for s in stage.chain() if s.name == "initial"
+    assert [s.key for s in other.upstream() if s.name == "initial"] == [
+        s.key for s in stage.upstream() if s.name == "initial"
     ]
 
 

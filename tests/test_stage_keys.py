@@ -91,7 +91,7 @@ def keys_of(notebook, preset, root):
         (row.name, stage.name, stage.key)
         for row in rows_of(notebook, preset, root)
         if row.config is not None
-        for stage in {s.key: s for last in _stages(row, row.config, 0) for s in last.chain()}.values()
+        for stage in {s.key: s for last in _stages(row, row.config, 0) for s in last.upstream()}.values()
     ]
 
 

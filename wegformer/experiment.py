@@ -61,7 +61,7 @@ def _run_seed(stages: Sequence[Stage], cache: Path, log: Callable[[str], None]) 
     if learned is not None and learned.name == "relabel":  # the labels that count are those of the last round
         done["labels"] = read_done(learned.folder(cache))["metrics"]
     records = []
-    for stage in {s.key: s for last in stages for s in last.chain()}.values():
+    for stage in {s.key: s for last in stages for s in last.upstream()}.values():
         record = read_done(stage.folder(cache))
         records.append(dict(stage=stage.name, folder=stage.folder(cache).name, seconds=record["seconds"],
                             peak_gib=record["peak_gib"]))

@@ -48,12 +48,17 @@ def chain(
 ) -> Chain:
     "The way from photographs with image labels to the mIoU on val. Nothing is made before a stage is `run`."
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
+    # page 01: photographs and image labels -> a ViT that names what a photograph shows (val only measures it)
     classifier = classifier_stage(config, train, val, workers)
+    # 02 to 05: the ViT, explained by DTD at several scales and mirrored -> a map for each class of a photograph
     attention = attention_stage(config, classifier, train)
+    # 06, 07: maps, soft erase, saliency, EPOM -> a mask for each training photograph
     labels = label_stage(config, attention, train)
+    # 08: photographs and these masks -> DeepLab (no `train` here: the stage opens the split with the new masks)
     segmenter = segmenter_stage(config, labels, workers)
-    for _ in range(config.rounds - 1):  # self-training
+    for _ in range(config.rounds - 1):  # a second round (`rounds`): DeepLab's own masks -> another DeepLab
         segmenter = segmenter_stage(config, relabel_stage(config, segmenter, train), workers)
+    # 09: DeepLab's predictions of val and the true masks -> mIoU
     evaluation = evaluation_stage(config, segmenter, val)
     return Chain(classifier, attention, labels, segmenter, evaluation, heatmap_stage(config, attention, train))
 

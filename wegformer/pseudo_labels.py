@@ -43,7 +43,7 @@ class LabelRule:
     uncertain_level: int = 32  # step 5, level: from this value of 1..255 on
     epom: bool = True  # step 6: on or off
     epom_map: Literal["erased", "raw"] = "erased"  # step 6: the map that EPOM reads, after or before erasing
-    t_fg: float = 0.30  # step 6: T_fg of eq. 10, for a class that owns no pixel
+    t_fg: float = 0.30  # step 6: T_fg of eq. 10, for a class that owns no pixel; not fg_thr, which happens to be equal
     min_foreground: float | None = 0.01  # step 7: least share of the image that classes must cover; None: step off
 
     def __post_init__(self):

@@ -30,7 +30,7 @@ def _check_erase(attention, rate):
 
 def soft_erase(
     attention: torch.Tensor,  # (C, H, W) float, not negative; one map per class, usually min-max normalised
-    rate: float = 0.55,  # S_r in (0, 1]: peaks are cut at this share of their map's maximum; 1 cuts nothing
+    rate: float = 0.55,  # S_r in (0, 1]: cut at this share of each maximum; the chain passes `LabelRule.erase_rate`
     renormalize: bool = True,  # divide by the clip, so that each maximum is 1; False is the literal eq. 7
 ) -> torch.Tensor:  # (C, H, W), same dtype and device
     "Clip every map at `rate` times its own maximum (eqs. 6-7); InputError for a bad rate, shape, dtype or value."

@@ -56,9 +56,9 @@ class Stage:
         "Where the stage's result lies, or will lie."
         return Path(cache) / f"{self.name}-{self.key}"
 
-    def chain(self) -> list["Stage"]:
+    def upstream(self) -> list["Stage"]:
         "All that it takes, each stage once and after what it needs, this one last."
-        stages = {s.key: s for need in self.needs.values() for s in need.chain()}
+        stages = {s.key: s for need in self.needs.values() for s in need.upstream()}
         return [*stages.values(), self]
 
 # %% ../nbs/workshop/13_stages.ipynb #2cf860fa
