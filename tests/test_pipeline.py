@@ -348,3 +348,15 @@ def test_memory_counts_from_the_stages_start(tmp_path):
     del big
     folder = run(Stage("small", {}, lambda out, needs: None), tmp_path, quiet)
     assert read_done(folder)["peak_gib"] < before - 0.9
+
+
+def test_a_row_says_what_it_lacks_before_anything_is_made(toy_copy, tmp_path):
+    "A val mask is missing, or a file of weights: no stage is made for a row that cannot end."
+    from wegformer.experiment import Row, run_row
+
+    config = override(SMOKE, {"data.voc_root": str(toy_copy)})
+    weights = override(config, {"segmenter.weights": str(tmp_path / "none.safetensors")})
+    next((toy_copy / "SegmentationClass").glob("val*.png")).unlink()
+    for broken, said in ((weights, "none.safetensors do not exist"), (config, "val")):
+        row = run_row(Row("broken", broken), cache=tmp_path / "cache", log=quiet)
+        assert row["status"] == "failed" and said in row["error"] and not list(tmp_path.glob("cache/*/done.json"))

@@ -170,6 +170,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'wegformer.cli._ChainOptions': ('workshop/cli.html#_chainoptions', 'wegformer/cli.py'),
                                'wegformer.cli._ChainOptions.run': ('workshop/cli.html#_chainoptions.run', 'wegformer/cli.py'),
                                'wegformer.cli._ChainOptions.stages': ('workshop/cli.html#_chainoptions.stages', 'wegformer/cli.py'),
+                               'wegformer.cli._absolute': ('workshop/cli.html#_absolute', 'wegformer/cli.py'),
                                'wegformer.cli._early': ('workshop/cli.html#_early', 'wegformer/cli.py'),
                                'wegformer.cli._line': ('workshop/cli.html#_line', 'wegformer/cli.py'),
                                'wegformer.cli._notebook_values': ('workshop/cli.html#_notebook_values', 'wegformer/cli.py'),

@@ -260,13 +260,16 @@ class Explain(_ChainOptions):
 def _notebook_values(config: Config, preset_name: str) -> dict[str, Any]:
     "What a configuration changes in its preset, as parameters of a notebook."
     changed = diff(config, preset(preset_name))
-    values = {}
-    if voc_root := changed.pop("data.voc_root", None):
-        values["voc_root"] = str(Path(voc_root).resolve())
-    if saliency := changed.pop("data.saliency", None):
-        named = (item.split("=", 1) for item in saliency)
-        values["saliency"] = [f"{name}={Path(folder).resolve()}" for name, folder in named]
+    moved = {"data.voc_root": "voc_root", "data.saliency": "saliency"}  # which have parameters of their own
+    values = {new: changed.pop(old) for old, new in moved.items() if old in changed}
     return values | {"config": {name: list(v) if isinstance(v, tuple) else v for name, v in changed.items()}}
+
+def _absolute(parameters: dict[str, Any]) -> dict[str, Any]:
+    "Folders as the caller means them: a notebook runs in another one."
+    root, named = parameters.get("voc_root"), [item.partition("=") for item in parameters.get("saliency", ())]
+    folders = [f"{name}={Path(folder).resolve()}" if equals else name for name, equals, folder in named]
+    return parameters | ({"voc_root": str(Path(root).resolve())} if root else {}) | (
+        {"saliency": folders} if folders else {})
 
 def _own_parameter(item: str) -> tuple[str, object]:
     "NAME=VALUE as a name and a Python value; what is no literal is text."
@@ -301,7 +304,8 @@ class Reproduce(_ChainOptions):
         "Run one notebook and print its table; whether all went well."
         cache = str(self.cache.resolve()) if self.cache else None
         given = dict(preset=self.preset, seeds=list(self.seeds), workers=self.workers, cache=cache)
-        result = reproduce(name, out, given | _notebook_values(self.config, self.preset) | own)
+        changed = _notebook_values(self.config, self.preset)
+        result = reproduce(name, out, _absolute(given | changed | own))
         print(f"\n{name}, preset {self.preset}, {len(self.seeds)} seed(s), {result['device']}\n\n"
               f"{format_table(result['rows'])}\n")
         failed = sum(row["status"] == "failed" for row in result["rows"])

@@ -56,6 +56,8 @@ def _stages(row: Row, config: Config, workers: int) -> list[Stage]:
 # %% ../nbs/workshop/14_experiment.ipynb #64c56b8f
 def _run_seed(stages: Sequence[Stage], cache: Path, log: Callable[[str], None]) -> tuple[dict, list[dict]]:
     "Run what a row is measured by: the metrics of each stage, and what each of all the stages took."
+    for stage in stages:
+        stage.key  # noqa: B018 (whatever a later stage lacks is said here, before hours of training)
     done = {stage.name: read_done(run_stage(stage, cache, log))["metrics"] for stage in stages}
     learned = stages[-1].needs.get("segmenter", stages[-1]).needs.get("labels")
     if learned is not None and learned.name == "relabel":  # the labels that count are those of the last round

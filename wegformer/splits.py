@@ -52,7 +52,7 @@ class Split:
         return len(self.ids)
 
     def __getattr__(self, name: str):
-        if name.startswith("__"):  # what Python asks of any object must not open a folder
+        if name.startswith("_"):  # what Python asks of any object must not open a folder
             raise AttributeError(name)
         return getattr(self._voc, name)
 
