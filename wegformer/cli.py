@@ -260,16 +260,15 @@ class Explain(_ChainOptions):
 def _notebook_values(config: Config, preset_name: str) -> dict[str, Any]:
     "What a configuration changes in its preset, as parameters of a notebook."
     changed = diff(config, preset(preset_name))
-    moved = {"data.voc_root": "voc_root", "data.saliency": "saliency"}  # which have parameters of their own
-    values = {new: changed.pop(old) for old, new in moved.items() if old in changed}
+    values = {name: changed.pop(f"data.{name}") for name in ("voc_root", "saliency") if f"data.{name}" in changed}
     return values | {"config": {name: list(v) if isinstance(v, tuple) else v for name, v in changed.items()}}
 
 def _absolute(parameters: dict[str, Any]) -> dict[str, Any]:
     "Folders as the caller means them: a notebook runs in another one."
     root, named = parameters.get("voc_root"), [item.partition("=") for item in parameters.get("saliency", ())]
     folders = [f"{name}={Path(folder).resolve()}" if equals else name for name, equals, folder in named]
-    return parameters | ({"voc_root": str(Path(root).resolve())} if root else {}) | (
-        {"saliency": folders} if folders else {})
+    found = {"voc_root": str(Path(root).resolve()) if root else None, "saliency": folders}
+    return parameters | {name: value for name, value in found.items() if value}
 
 def _own_parameter(item: str) -> tuple[str, object]:
     "NAME=VALUE as a name and a Python value; what is no literal is text."
