@@ -166,28 +166,7 @@ def _write_record(stage: Stage, folder: Path, needs: Mapping[str, Path], metrics
     with atomic_write(folder / "done.json", "w") as handle:
         json.dump(record, handle, indent=1)
 
-# %% ../nbs/workshop/13_stages.ipynb #73d0195b
-def run(
-    stage: Stage,
-    cache: Path | None = None,  # folder of all stages; default: cache_dir()/stages
-    log: Callable[[str], None] = tqdm.write,  # gets a line per stage that is made
-) -> Path:  # the stage's folder, complete
-    "Make a stage and whatever it needs, unless it is there; Unfinished where this process was to do a part alone."
-    cache = Path(cache or cache_dir() / "stages").absolute()
-    folder = stage.folder(cache)
-    if _is_done(folder):
-        return folder
-    needs = {name: run(need, cache, log) for name, need in stage.needs.items()}
-    if shard() is not None and stage.finish is not None:
-        _make_part(stage, folder, needs, log)
-        return folder
-    with _locked(folder, log), sharded(None):  # one that is told to do a part does all of what has no parts
-        if not _is_done(folder):  # else another run made it while we waited
-            seconds = _make(stage, folder, needs)
-            if is_main():
-                log(f"{stage.name:<12} {stage.key}  {seconds:7.1f} s")
-    return folder
-
+# %% ../nbs/workshop/13_stages.ipynb #89f641a7
 def _make(stage: Stage, folder: Path, needs: dict[str, Path]) -> float:  # seconds
     "Fill a stage's folder, with all processes of this run, and record in it how that was done."
     def begin() -> None:
@@ -210,6 +189,28 @@ def _make(stage: Stage, folder: Path, needs: dict[str, Path]) -> float:  # secon
     together(end if is_main() else bool)
     return seconds
 
+# %% ../nbs/workshop/13_stages.ipynb #73d0195b
+def run(
+    stage: Stage,
+    cache: Path | None = None,  # folder of all stages; default: cache_dir()/stages
+    log: Callable[[str], None] = tqdm.write,  # gets a line per stage that is made
+) -> Path:  # the stage's folder, complete
+    "Make a stage and whatever it needs, unless it is there; Unfinished where this process was to do a part alone."
+    cache = Path(cache or cache_dir() / "stages").absolute()
+    folder = stage.folder(cache)
+    if _is_done(folder):
+        return folder
+    needs = {name: run(need, cache, log) for name, need in stage.needs.items()}
+    if shard() is not None and stage.finish is not None:
+        _make_part(stage, folder, needs, log)
+        return folder
+    with _locked(folder, log), sharded(None):  # one that is told to do a part does all of what has no parts
+        if not _is_done(folder):  # else another run made it while we waited
+            seconds = _make(stage, folder, needs)
+            if is_main():
+                log(f"{stage.name:<12} {stage.key}  {seconds:7.1f} s")
+    return folder
+
 # %% ../nbs/workshop/13_stages.ipynb #f28b4bd1
 class Unfinished(RuntimeError):
     "A part of a stage is done; the stage is finished when the other parts are."
@@ -224,6 +225,7 @@ def _parts(folder: Path, count: int) -> dict[int, dict]:  # place -> what it too
             continue
     return found
 
+# %% ../nbs/workshop/13_stages.ipynb #e4562a10
 def _make_part(stage: Stage, folder: Path, needs: dict[str, Path], log: Callable[[str], None]) -> None:
     "Do this process's part of a stage, and join the parts if it was the last; Unfinished if it was not."
     (place, count), start = shard(), time.perf_counter()

@@ -307,6 +307,7 @@ def _checkpoint(out: Path, model: nn.Module, optimizer, signature: str, **progre
         with atomic_write(Path(out) / "checkpoint.pt") as handle:
             torch.save(state, handle)
 
+# %% ../nbs/workshop/04_training.ipynb #a489012b
 def _read_checkpoint(path: Path) -> dict | None:
     "What a checkpoint holds; None where there is none that can be read."
     try:
