@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'wegformer.experiment._cells': ('workshop/experiment.html#_cells', 'wegformer/experiment.py'),
                                       'wegformer.experiment._columns': ('workshop/experiment.html#_columns', 'wegformer/experiment.py'),
                                       'wegformer.experiment._first_map': ('workshop/experiment.html#_first_map', 'wegformer/experiment.py'),
+                                      'wegformer.experiment._made_with': ('workshop/experiment.html#_made_with', 'wegformer/experiment.py'),
                                       'wegformer.experiment._mask_column': ( 'workshop/experiment.html#_mask_column',
                                                                              'wegformer/experiment.py'),
                                       'wegformer.experiment._run_seed': ('workshop/experiment.html#_run_seed', 'wegformer/experiment.py'),
