@@ -122,7 +122,7 @@ def write_table(
     rows: Sequence[Mapping[str, Any]],  # of run_row
     title: str = "",
 ) -> dict:
-    "Write a table's rows with the versions and the device they were made on, atomically; `mixed`: what these differ in."
+    "Write a table's rows with the versions and the device they were made on, atomically; `mixed`: what differs."
     made_with = _made_with(rows)
     joined = {name: ", ".join(values) for name, values in made_with.items()}
     result = dict(table=table, title=title, preset=preset_name, rows=list(rows), device=joined.pop("device"),

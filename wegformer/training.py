@@ -19,8 +19,7 @@ import safetensors.torch
 import timm.layers
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.distributed.nn.functional import all_reduce
+from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -215,18 +214,30 @@ def _over_all(
     return accelerator.num_processes * sum(total / count for (total, _), count in zip(loss, counts))
 
 # %% ../nbs/workshop/04_training.ipynb #16434351
+class _Sum(torch.autograd.Function):
+    "The sum of a tensor over all processes; so is its gradient."
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().clone()
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(ctx, gradient)
+
 class _SyncedNorm(nn.BatchNorm2d):
     "Batch normalisation by the statistics of all processes' shares, on a CPU."
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
         if not self.training:
             return super().forward(x)
-        y, axes, shape = x.float(), (0, 2, 3), (1, -1, 1, 1)
-        own = torch.tensor([y.numel() / y.shape[1]], dtype=torch.float64)
-        count = all_reduce(own).item()  # pixels of all shares
-        mean = all_reduce(y.sum(axes)) / count
+        y, axes, shape = x.to(self.running_mean.dtype), (0, 2, 3), (1, -1, 1, 1)
+        count = _Sum.apply(torch.tensor([y.numel() / y.shape[1]], dtype=torch.float64)).item()  # pixels of all shares
+        mean = _Sum.apply(y.sum(axes)) / count
         centred = y - mean.view(shape)
-        variance = all_reduce(centred.square().sum(axes)) / count
+        variance = _Sum.apply(centred.square().sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
