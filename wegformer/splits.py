@@ -114,7 +114,8 @@ def _label_files(split: VOCDataset) -> list[str | Path]:
 def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
     "A fingerprint of the split's photographs, labels and classes."
     def make() -> str:
-        parts = [fingerprint(f"{split.root}/JPEGImages/{name}.jpg" for name in split.ids),
+        folder = split.root / "JPEGImages"
+        parts = [fingerprint(f"{folder}/{name}.jpg" for name in split.ids),
                  split.label_source, fingerprint(_label_files(split)), split.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -127,14 +128,19 @@ def masks_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
 def saliency_fingerprint(split: VOCDataset, name: str) -> str:  # hexadecimal digits
     "A fingerprint of the split's saliency maps of one set."
     def make() -> str:
-        return fingerprint(split.saliency_path(i, name) for i in range(len(split)))
+        folder = split.saliency_path(0, name).parent  # refuses an unknown set
+        return fingerprint(f"{folder}/{image}.png" for image in split.ids)
 
     return _once(split, f"saliency {name}", make)
 
 def mask_paths(split: VOCDataset) -> list[str]:
     "Where the masks of the images lie, or would lie."
-    return [f"{split.mask_folder}/{name}.png" for name in split.ids]
+    folder = split.mask_folder
+    return [f"{folder}/{name}.png" for name in split.ids]
 
 def has_masks(split: VOCDataset) -> bool:
     "Whether there is a mask for every image."
-    return all(map(Path.is_file, map(Path, mask_paths(split))))
+    try:
+        return bool(masks_fingerprint(split))
+    except InputError:
+        return False

@@ -243,8 +243,8 @@ class _SyncedNorm(nn.BatchNorm2d):
             rate = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             self.running_mean.lerp_(mean.detach(), rate)
             self.running_var.lerp_(variance.detach() * count / max(count - 1, 1), rate)
-        y = centred * ((variance + self.eps).rsqrt() * self.weight).view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
+        y = centred * (variance + self.eps).rsqrt().view(shape)
+        return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(x.dtype)
 
 def _sync_norms(model: nn.Module, device: torch.device) -> None:
     "Let the batch norms inside a model see the whole batch; InputError for one that cannot."
@@ -253,7 +253,7 @@ def _sync_norms(model: nn.Module, device: torch.device) -> None:
         return
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
+            if type(module) is not nn.BatchNorm2d or not module.track_running_stats:
                 raise InputError(f"{name} is a {type(module).__name__}, whose statistics several processes on a CPU "
                                  "cannot share; expected one process, or GPUs.")
             module.__class__ = _SyncedNorm
