@@ -7,20 +7,19 @@ __all__ = ['NOT_EMPTY', 'ASCENDING', 'UNIQUE', 'SEED', 'WORKERS', 'PATH', 'NAMED
            'between', 'one_of', 'check_fields', 'absolute', 'split_named', 'absolute_paths', 'refuse_overwrite',
            'refuse_data_folder', 'require_ending', 'short_cause']
 
-# %% ../nbs/workshop/00b_options.ipynb #8fed547f
+# %% ../nbs/workshop/00b_options.ipynb #e2563aaa
 import dataclasses
 import re
 import typing
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union
 
 from .data import InputError
 
-# %% ../nbs/workshop/00b_options.ipynb #3134bc82
-_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", Path: "a path"}
+# %% ../nbs/workshop/00b_options.ipynb #4003c568
+_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text that is not empty"}
 
 def _fits(value: Any, hint: Any) -> bool:
     "Whether a value is what an annotation says."
@@ -37,19 +36,23 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         number = isinstance(value, int) or hint is float and isinstance(value, float)
         return number and not isinstance(value, bool) and abs(value) < float("inf")
+    if hint is str:
+        return isinstance(value, str) and value.strip() != ""
     return isinstance(value, hint)
 
 def _in_words(hint: Any) -> str:
     "What an annotation asks for."
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, UnionType, Literal):
-        return " or ".join(repr(one) if origin is Literal else _in_words(one) for one in inner)
+    if origin is Literal:
+        return f"one of: {', '.join(map(str, inner))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, inner))
     if origin is tuple:
-        each = _in_words(inner[0]).removeprefix("a ")
-        return f"{each}s" if inner[-1] is ... else f"{len(inner)} {each}s"
+        each = {int: "whole numbers", float: "finite numbers", str: "texts"}.get(inner[0], "values")
+        return each if inner[-1] is ... else f"{len(inner)} {each}"
     return "None" if hint is type(None) else _WORDS.get(hint) or f"a {hint.__name__}"
 
-# %% ../nbs/workshop/00b_options.ipynb #5bac244a
+# %% ../nbs/workshop/00b_options.ipynb #67af1c5a
 class Rule(NamedTuple):
     "What a value has to be."
     test: Callable[[Any], bool]
@@ -78,9 +81,7 @@ UNIQUE = Rule(lambda values: len(set(values)) == len(values), "each only once", 
 SEED = between(0, 2**63 - 1)  # what every generator takes
 WORKERS = between(0, 256)  # loader processes of one training
 
-# %% ../nbs/workshop/00b_options.ipynb #4e1b5e3d
-_hints = cache(typing.get_type_hints)
-
+# %% ../nbs/workshop/00b_options.ipynb #e96d8240
 def _numbers(value: Any) -> Iterable:
     "All that a rule looks at by itself: the value, or what a tuple holds."
     return value if isinstance(value, tuple) else (value,)
@@ -91,7 +92,7 @@ def check_fields(
     rules: dict[str, Rule],  # names of fields, with spaces between them -> what each has to be
 ) -> None:
     "InputError that names the first field whose value is of another kind than annotated, or breaks a rule."
-    for name, hint in _hints(type(config)).items():
+    for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not dataclasses.is_dataclass(hint) and not _fits(value, hint):
             raise InputError(f"{prefix}{name} is {value!r}; expected {_in_words(hint)}.")
@@ -101,7 +102,7 @@ def check_fields(
             if value is not None and not all(map(rule.test, (value,) if rule.whole else _numbers(value))):
                 raise InputError(f"{prefix}{name} is {value!r}; expected {rule.expected}.")
 
-# %% ../nbs/workshop/00b_options.ipynb #226e6651
+# %% ../nbs/workshop/00b_options.ipynb #d1e0959a
 PATH = "names a file or folder"  # Annotated[str, PATH]
 NAMED_PATH = "NAME=FOLDER"  # Annotated[tuple[str, ...], NAMED_PATH]
 
@@ -129,7 +130,7 @@ def absolute_paths(config):  # a dataclass
             changes[name] = tuple(f"{key}={absolute(path)}" for key, path in map(split_named, value))
     return dataclasses.replace(config, **changes)
 
-# %% ../nbs/workshop/00b_options.ipynb #d1ea33eb
+# %% ../nbs/workshop/00b_options.ipynb #bf9e4779
 def _place(path: Path) -> tuple:
     "What two paths share when they lead to one file."
     path = Path(path).resolve()
@@ -170,7 +171,7 @@ def refuse_data_folder(
     if set(_DATA) & {place.name, place.parent.name}:
         raise InputError(f"Folder {out} belongs to a data set; expected another one for what is made.")
 
-# %% ../nbs/workshop/00b_options.ipynb #d3e3aff1
+# %% ../nbs/workshop/00b_options.ipynb #94d0755e
 def require_ending(
     path: Path,  # a file to be written
     endings: Iterable[str],  # with their dots
@@ -182,7 +183,7 @@ def require_ending(
         raise InputError(f"{option} is {str(path)!r}; expected a name that ends in one of: {', '.join(endings)}.")
     return found
 
-# %% ../nbs/workshop/00b_options.ipynb #426f2f01
+# %% ../nbs/workshop/00b_options.ipynb #7bec5e6f
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-_])|[\x00-\x08\x0b-\x1f\x7f]")
 _SENTENCE = re.compile(r"(?<=[\w)\]'\"`>])[.!](?=\s+[\"'(\[A-Z]|\s*$)")
 
