@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOT_EMPTY', 'ASCENDING', 'UNIQUE', 'SEED', 'WORKERS', 'PATH', 'NAMED_PATH', 'Rule', 'at_least', 'more_than',
-           'between', 'one_of', 'check_fields', 'absolute', 'split_named', 'absolute_paths', 'refuse_overwrite',
-           'refuse_data_folder', 'require_ending', 'short_cause']
+           'between', 'one_of', 'check_value', 'check_fields', 'check_seeds', 'absolute', 'split_named',
+           'absolute_paths', 'refuse_overwrite', 'refuse_data_folder', 'require_ending', 'short_cause']
 
-# %% ../nbs/workshop/00b_options.ipynb #e2563aaa
+# %% ../nbs/workshop/00b_options.ipynb #9a961a46
 import dataclasses
 import re
 import typing
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Union
 
 from .data import InputError
 
-# %% ../nbs/workshop/00b_options.ipynb #4003c568
+# %% ../nbs/workshop/00b_options.ipynb #35fbeda7
 _WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text that is not empty"}
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -52,7 +52,7 @@ def _in_words(hint: Any) -> str:
         return each if inner[-1] is ... else f"{len(inner)} {each}"
     return "None" if hint is type(None) else _WORDS.get(hint) or f"a {hint.__name__}"
 
-# %% ../nbs/workshop/00b_options.ipynb #67af1c5a
+# %% ../nbs/workshop/00b_options.ipynb #abca2258
 class Rule(NamedTuple):
     "What a value has to be."
     test: Callable[[Any], bool]
@@ -81,10 +81,20 @@ UNIQUE = Rule(lambda values: len(set(values)) == len(values), "each only once", 
 SEED = between(0, 2**63 - 1)  # what every generator takes
 WORKERS = between(0, 256)  # loader processes of one training
 
-# %% ../nbs/workshop/00b_options.ipynb #e96d8240
-def _numbers(value: Any) -> Iterable:
-    "All that a rule looks at by itself: the value, or what a tuple holds."
-    return value if isinstance(value, tuple) else (value,)
+# %% ../nbs/workshop/00b_options.ipynb #70738fbe
+def check_value(
+    name: str,  # as it is typed
+    value: Any,
+    hint: Any,  # an annotation: int, tuple[float, ...], ...
+    *rules: Rule,
+) -> None:
+    "InputError that names the value when it is of another kind than annotated, or breaks a rule; None breaks none."
+    if not _fits(value, hint):
+        raise InputError(f"{name} is {value!r}; expected {_in_words(hint)}.")
+    for rule in rules if value is not None else ():
+        parts = value if isinstance(value, tuple) and not rule.whole else (value,)
+        if not all(map(rule.test, parts)):
+            raise InputError(f"{name} is {value!r}; expected {rule.expected}.")
 
 def check_fields(
     config,  # a dataclass
@@ -93,16 +103,16 @@ def check_fields(
 ) -> None:
     "InputError that names the first field whose value is of another kind than annotated, or breaks a rule."
     for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not dataclasses.is_dataclass(hint) and not _fits(value, hint):
-            raise InputError(f"{prefix}{name} is {value!r}; expected {_in_words(hint)}.")
-    for names, rule in rules.items():
-        for name in names.split():
-            value = getattr(config, name)
-            if value is not None and not all(map(rule.test, (value,) if rule.whole else _numbers(value))):
-                raise InputError(f"{prefix}{name} is {value!r}; expected {rule.expected}.")
+        if not dataclasses.is_dataclass(hint):
+            own = [rule for names, rule in rules.items() if name in names.split()]
+            check_value(prefix + name, getattr(config, name), hint, *own)
 
-# %% ../nbs/workshop/00b_options.ipynb #d1e0959a
+def check_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    "The seeds; InputError unless they are one or more different whole numbers."
+    check_value("seeds", tuple(seeds), tuple[int, ...], NOT_EMPTY, SEED, UNIQUE)
+    return tuple(seeds)
+
+# %% ../nbs/workshop/00b_options.ipynb #da1cad66
 PATH = "names a file or folder"  # Annotated[str, PATH]
 NAMED_PATH = "NAME=FOLDER"  # Annotated[tuple[str, ...], NAMED_PATH]
 
@@ -130,7 +140,7 @@ def absolute_paths(config):  # a dataclass
             changes[name] = tuple(f"{key}={absolute(path)}" for key, path in map(split_named, value))
     return dataclasses.replace(config, **changes)
 
-# %% ../nbs/workshop/00b_options.ipynb #bf9e4779
+# %% ../nbs/workshop/00b_options.ipynb #88d31494
 def _place(path: Path) -> tuple:
     "What two paths share when they lead to one file."
     path = Path(path).resolve()
@@ -171,7 +181,7 @@ def refuse_data_folder(
     if set(_DATA) & {place.name, place.parent.name}:
         raise InputError(f"Folder {out} belongs to a data set; expected another one for what is made.")
 
-# %% ../nbs/workshop/00b_options.ipynb #94d0755e
+# %% ../nbs/workshop/00b_options.ipynb #4a9db8f7
 def require_ending(
     path: Path,  # a file to be written
     endings: Iterable[str],  # with their dots
@@ -183,16 +193,15 @@ def require_ending(
         raise InputError(f"{option} is {str(path)!r}; expected a name that ends in one of: {', '.join(endings)}.")
     return found
 
-# %% ../nbs/workshop/00b_options.ipynb #7bec5e6f
+# %% ../nbs/workshop/00b_options.ipynb #19fb0db4
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-_])|[\x00-\x08\x0b-\x1f\x7f]")
 _SENTENCE = re.compile(r"(?<=[\w)\]'\"`>])[.!](?=\s+[\"'(\[A-Z]|\s*$)")
 
 def short_cause(error: BaseException | str) -> str:
-    "The first sentence of what an exception says: one line, no escape codes, no advice, no full stop at its end."
+    "What an exception says, in one line without a full stop: another library's first sentence, all of an InputError's."
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = _ESCAPES.sub("", text)
     if "Original Traceback" in text:  # of a loader process: the last line is the error itself
         text = re.sub(r"^[\w.]*(Error|Exception|Interrupt): ", "", text.strip().splitlines()[-1])
-    text = text.partition("WeightsUnpickler error: ")[2] or text
     text = " ".join(text.split())
-    return _SENTENCE.split(text)[0].rstrip(" .:;,") if _SENTENCE.search(text) else text.rstrip(" .:;,")
+    return (text if isinstance(error, InputError) else _SENTENCE.split(text)[0]).rstrip(" .:;,")

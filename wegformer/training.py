@@ -8,6 +8,9 @@ __all__ = ['SCHEDULES', 'StepBatches', 'poly', 'cosine', 'constant', 'default_de
 
 # %% ../nbs/workshop/04_training.ipynb #314cbee7
 import math
+import pickle
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from .data import InputError, atomic_write
+from .options import short_cause
 
 # %% ../nbs/workshop/04_training.ipynb #60be4a68
 class StepBatches(Sampler):
@@ -138,22 +142,35 @@ def save_weights(
         handle.write(safetensors.torch.save(state, {k: str(v) for k, v in metadata.items()}))
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e19
+def _what_is_wrong(error: Exception) -> str:
+    "Why a checkpoint is none; PyTorch's own words advise to run what it holds."
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it holds {found[1]}, which is no tensor" if found else "it is no file of PyTorch's"
+    return short_cause(error) if str(error) else "it is cut short"
+
 def read_state(
     path: Path,  # .safetensors, .pt, .pth or .bin
 ) -> dict[str, torch.Tensor]:
     "A checkpoint's tensors; the usual wrappers (model, state_dict) are opened. InputError when it is none."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"Weights {path} do not exist.")
+        raise InputError(f"Weights {path} {'are a folder; expected a file' if path.is_dir() else 'do not exist'}.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that another program wrote
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
-        return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        if not state:
+            raise TypeError("it holds no tensors by name")
+        return state
     except Exception as error:
-        raise InputError(f"Weights {path} cannot be read as tensors: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"Weights {path} cannot be read as tensors: {_what_is_wrong(error)}.") from error
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e22
 def _difference(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], skip: tuple[str, ...]) -> str | None:
@@ -250,8 +267,8 @@ def _resume(out: Path, model: nn.Module, optimizer, signature: str) -> tuple[int
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        cause = str(error).splitlines()[0]
-        raise InputError(f"Checkpoint {path} cannot be read: {cause}. Delete it to train from the start.") from error
+        raise InputError(f"Checkpoint {path} cannot be read: {_what_is_wrong(error)}. "
+                         "Delete it to train from the start.") from error
     if saved["signature"] != signature:
         raise InputError(f"Checkpoint {path} belongs to another run: "
                          f"it was made with {saved['signature']}, expected {signature}.")
