@@ -55,13 +55,15 @@ def main():
                 found = keys(root)
             assert first in (None, found)
             first = found
-            rows.append({
-                "run": run,
-                "ids": ids,
-                "seconds": round(time.perf_counter() - start, 2),
-                "processor_seconds": round(time.process_time() - processor, 2),
-                "device": processor_name(),
-            })
+            rows.append(
+                {
+                    "run": run,
+                    "ids": ids,
+                    "seconds": round(time.perf_counter() - start, 2),
+                    "processor_seconds": round(time.process_time() - processor, 2),
+                    "device": processor_name(),
+                }
+            )
             print(rows[-1])
     write_csv(RESULTS / "startup.csv", list(rows[0]), rows)
 

@@ -17,16 +17,17 @@ from typing import Literal
 from .config import DataConfig
 from .data import InputError, VOCDataset
 from .storage import fingerprint
+from .options import split_named
 from .toyvoc import make_toy_voc
 
 # %% ../nbs/workshop/12a_splits.ipynb #df12a15d
 def _open(data: DataConfig, which: str, masks: Path | None) -> VOCDataset:
     "The whole split; the embedded data set is drawn when no folder is named."
     root = data.voc_root or make_toy_voc(train=data.toy_train, val=data.toy_val, seed=data.toy_seed)
-    for item in data.saliency:
-        if "=" not in item:
-            raise InputError(f"saliency is {item!r}; expected NAME=FOLDER.")
-    saliency = dict(item.split("=", 1) for item in data.saliency) or None
+    saliency = dict(map(split_named, data.saliency)) or None
+    for name, folder in (saliency or {}).items():
+        if not Path(folder).is_dir():
+            raise InputError(f"saliency names {name}={folder}; expected a folder that is there.")
     split = data.train_split if which == "train" else data.val_split
     return VOCDataset(Path(root), split, labels=data.label_source, saliency=saliency, masks=masks)
 

@@ -9,7 +9,10 @@ __all__ = ['SCHEDULES', 'Terms', 'StepBatches', 'poly', 'cosine', 'constant', 'd
 # %% ../nbs/workshop/04_training.ipynb #314cbee7
 import json
 import math
+import pickle
+import re
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from .data import InputError, atomic_write
+from .options import short_cause
 from .processes import gather, in_step, is_main, launched, progress_bar, share
 
 # %% ../nbs/workshop/04_training.ipynb #60be4a68
@@ -151,22 +155,35 @@ def save_weights(
         handle.write(_ordered(safetensors.torch.save(state, {k: str(v) for k, v in metadata.items()})))
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e19
+def _what_is_wrong(error: Exception) -> str:
+    "Why a checkpoint is none; PyTorch's own words advise to run what it holds."
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it holds {found[1]}, which is no tensor" if found else "it is no file of PyTorch's"
+    return short_cause(error) if str(error) else "it is cut short"
+
 def read_state(
     path: Path,  # .safetensors, .pt, .pth or .bin
 ) -> dict[str, torch.Tensor]:
     "A checkpoint's tensors; the usual wrappers (model, state_dict) are opened. InputError when it is none."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"Weights {path} do not exist.")
+        raise InputError(f"Weights {path} {'are a folder; expected a file' if path.is_dir() else 'do not exist'}.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that another program wrote
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
-        return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        if not state:
+            raise TypeError("it holds no tensors by name")
+        return state
     except Exception as error:
-        raise InputError(f"Weights {path} cannot be read as tensors: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"Weights {path} cannot be read as tensors: {_what_is_wrong(error)}.") from error
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e22
 def _difference(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], skip: tuple[str, ...]) -> str | None:
@@ -329,7 +346,7 @@ def _read_checkpoint(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        cause = str(error).partition(".")[0].splitlines()[0]
+        cause = _what_is_wrong(error)
     if is_main():
         tqdm.write(f"Checkpoint {path} cannot be read ({cause}): the training starts from the beginning.")
     return None

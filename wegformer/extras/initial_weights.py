@@ -20,6 +20,7 @@ from ..data import VOCDataset
 from .distillation import Distillation
 from ..networks.toy import WEIGHTS
 from ..processes import is_main, together
+from ..options import SEED, at_least, check_fields
 from ..toyvoc import ToyConfig, make_toy_voc
 from ..training import load_weights, save_weights
 
@@ -34,6 +35,9 @@ class InitialConfig:
     resnet_steps: int = 2000  # of 32 crops of 96 pixels each
     vit_steps: int = 3500  # of 32 crops of 64 pixels each: a small input makes a step cheap, and the ViT takes any size
     seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self, "InitialConfig.", {"images val resnet_steps vit_steps": at_least(1), "seed": SEED})
 
 # %% ../../nbs/extras/initial_weights.ipynb #242cbfc8
 def features_loss(
