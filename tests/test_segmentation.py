@@ -21,7 +21,7 @@ from wegformer.segmentation import (
     SegmenterConfig,
     create_segmenter,
     load_segmenter,
-    multi_scale_loss,
+    multi_scale_terms,
     parameter_groups,
     predict,
     predict_dataset,
@@ -384,7 +384,7 @@ def test_multi_scale_loss_is_four_losses():
     logits = MultiScale(model, (1.0, 0.75, 0.5))(images)
     assert len(logits) == 4 and logits[0].shape[2:] == logits[3].shape[2:] == (7, 9)
     by_hand = sum(segmentation_loss(x, sample_mask(masks, x.shape[-2:])) for x in logits)
-    assert torch.allclose(multi_scale_loss(logits, masks), by_hand)
+    assert torch.allclose(sum(total / count for total, count in multi_scale_terms(logits, masks)), by_hand)
     resized = [torch.nn.functional.interpolate(x, size=(7, 9), mode="bilinear", align_corners=True) for x in logits[:3]]
     assert torch.equal(logits[3], torch.stack(resized).amax(0))
 

@@ -59,9 +59,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train(tmp_path, checkpoint_every=4)
     with pytest.raises(InputError, match="checkpoint.pt belongs to another run"):
         train(tmp_path, seed=1)
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match="checkpoint.pt cannot be read"):
-        train(tmp_path)
+
+
+def test_a_damaged_checkpoint_counts_as_none(tmp_path, capsys):
+    model, history = train(tmp_path / "a")
+    train(tmp_path / "b", checkpoint_every=4)
+    (tmp_path / "b/checkpoint.pt").write_bytes(b"no checkpoint")
+    again, again_history = train(tmp_path / "b")
+    assert "checkpoint.pt cannot be read" in capsys.readouterr().out
+    assert again_history == history and all(map(torch.equal, model.parameters(), again.parameters()))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -10,7 +10,7 @@ __all__ = ['mean_std', 'normalize', 'patch_size', 'resize_to_patches', 'predict_
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
 import difflib, json, sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,11 @@ from torch.utils.data import Dataset
 from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .data import InputError, VOCDataset, atomic_write, without_nan
+from .processes import is_main, mine, progress_bar, whole
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e03
@@ -79,12 +79,12 @@ def predict_logits(
     long_side: int,  # pixels
     desc: str = "classify",
 ) -> torch.Tensor:  # (images, num_classes) float32
-    "Logits of whole photographs, one by one, since each has its own size."
+    "Logits of whole photographs, one by one, since each has its own size; several processes share them, and have all."
     device, rows = next(model.parameters()).device, []
-    for i in tqdm(range(len(voc)), desc=desc, leave=False, mininterval=1.0):
+    for i in progress_bar(mine(len(voc)), desc):
         x = resize_to_patches(voc.image(i), long_side, patch_size(model)).to(device)
         rows.append(model(normalize(x, model)[None])[0].float().cpu())
-    return torch.stack(rows)
+    return torch.stack(whole(rows))
 
 def average_precision(
     logits: torch.Tensor,  # (images, num_classes)
@@ -204,10 +204,11 @@ def train_classifier(
         precision=resolve_precision(config.precision), device=device or default_device(), workers=workers,
         desc="classifier", evaluate=None if val is None else evaluate,
         evaluate_every=config.eval_every or max(1, len(train) // config.batch_size))
-    save_weights(model, Path(out) / "model.safetensors", config=json.dumps(asdict(config)),
-                 classes=json.dumps(train.classes))
-    with atomic_write(Path(out) / "history.json", "w") as handle:
-        json.dump(history, handle, indent=1)
+    if is_main():
+        save_weights(model, Path(out) / "model.safetensors", config=json.dumps(asdict(replace(config, weights=None))),
+                     classes=json.dumps(train.classes))
+        with atomic_write(Path(out) / "history.json", "w") as handle:
+            json.dump(history, handle, indent=1)
     return history
 
 # %% ../nbs/method/01_classifier.ipynb #ae8582f3

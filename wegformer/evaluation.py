@@ -8,7 +8,7 @@ __all__ = ['confusion', 'iou', 'mean_iou', 'mean_over', 'Evaluation', 'evaluate'
 
 # %% ../nbs/method/09_evaluation.ipynb #22036116
 import json, tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -139,12 +139,14 @@ def evaluate(
     predictions: Path,  # folder of ID.png
     dataset: VOCDataset,  # with the ground truth as its masks
     progress: bool = False,  # show a bar
+    combine: Callable[[torch.Tensor], torch.Tensor] = torch.clone,  # adds up over processes that share the work
 ) -> Evaluation:
     "Compare every image's prediction with the truth; InputError that names a file that is missing or of another size."
     names = dataset.classes
     kept = strict = torch.zeros(len(names), len(names), dtype=torch.long)
     for own, own_strict in _confusions(predictions, dataset, progress):
         kept, strict = kept + own, strict + own_strict
+    kept, strict = combine(torch.stack([kept, strict]))
 
     def share(part: torch.Tensor, whole: torch.Tensor) -> float:  # percent
         return 100 * part.item() / whole.item() if whole else float("nan")
@@ -152,7 +154,7 @@ def evaluate(
     return Evaluation(
         miou=mean_iou(kept), strict_miou=mean_iou(strict), ignored=100 - share(kept.sum(), strict.sum()),
         pixel_accuracy=share(kept.trace(), kept.sum()), iou=dict(zip(names, (100 * iou(kept)).tolist())),
-        confusion=kept.tolist(), images=len(dataset))
+        confusion=kept.tolist(), images=int(combine(torch.tensor(len(dataset)))))
 
 # %% ../nbs/method/09_evaluation.ipynb #ac8719c9
 def show_confusion(
@@ -247,12 +249,13 @@ def best_threshold(
     maps: Iterable[torch.Tensor],  # for each image, in order: (C, H, W) in 0..1, a map for each of its class_ids
     dataset: VOCDataset,  # with the ground truth as its masks
     thresholds: Sequence[float] = tuple(i / 100 for i in range(100)),  # ascending
+    combine: Callable[[torch.Tensor], torch.Tensor] = torch.clone,  # adds up over processes that share the work
 ) -> ThresholdSweep:
     "The constant background score that gives raw maps their best mIoU; InputError when maps do not fit their image."
     edges = torch.tensor(thresholds, dtype=torch.float32)
     if len(edges) == 0 or (edges.diff() <= 0).any():
         raise InputError("thresholds must be one or more ascending numbers.")
-    histogram = _score_histogram(maps, dataset, edges)
+    histogram = combine(_score_histogram(maps, dataset, edges))
     under = histogram.cumsum(2)[..., :-1]  # (n, n, T): pixels whose score does not pass threshold t
     matrices = histogram.sum(2, keepdim=True) - under
     matrices[:, 0] += under.sum(1)

@@ -65,8 +65,8 @@ def _run_seed(stages: Sequence[Stage], cache: Path, log: Callable[[str], None]) 
     records = []
     for stage in {s.key: s for last in stages for s in last.upstream()}.values():
         record = read_done(stage.folder(cache))
-        records.append(dict(stage=stage.name, folder=stage.folder(cache).name, seconds=record["seconds"],
-                            peak_gib=record["peak_gib"]))
+        taken = {name: record[name] for name in ("seconds", "peak_gib", "device", "versions")}
+        records.append(dict(stage=stage.name, folder=stage.folder(cache).name, **taken))
     return done, records
 
 def _summary(row: Row, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,6 +106,15 @@ def run_row(
     return result
 
 # %% ../nbs/workshop/14_experiment.ipynb #973dd41d
+def _made_with(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    "The device and the version of each library, as the stages of all rows record them; those of today without any."
+    found = {}
+    for stage in (s for row in rows for seed in row["stages"] for s in seed):
+        for name, value in (dict(device=stage["device"]) | stage["versions"]).items():
+            found.setdefault(name, set()).add(value)
+    found = found or {name: {value} for name, value in (dict(device=device_name()) | versions()).items()}
+    return {name: sorted(values) for name, values in found.items()}
+
 def write_table(
     path: Path,  # NAME.json
     table: str,
@@ -113,13 +122,16 @@ def write_table(
     rows: Sequence[Mapping[str, Any]],  # of run_row
     title: str = "",
 ) -> dict:
-    "Write a table's rows with the versions and the device they were made on, atomically."
-    result = dict(table=table, title=title, preset=preset_name, rows=list(rows), versions=versions(),
-                  device=device_name())
+    "Write a table's rows with the versions and the device they were made on, atomically; `mixed`: what differs."
+    made_with = _made_with(rows)
+    joined = {name: ", ".join(values) for name, values in made_with.items()}
+    result = dict(table=table, title=title, preset=preset_name, rows=list(rows), device=joined.pop("device"),
+                  versions=joined, mixed=[name for name, values in made_with.items() if len(values) > 1])
     with atomic_write(path, "w") as handle:
         json.dump(result, handle, indent=1)
     return result
 
+# %% ../nbs/workshop/14_experiment.ipynb #0a9f3fed
 def format_number(value: float | None, spread: float | None = None) -> str:
     "One decimal, with the spread if there is one; empty for None."
     return "" if value is None else f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
@@ -242,7 +254,10 @@ def run(self: Experiment, rows: Sequence[Row]) -> list[dict]:
     results = []
     for row in rows:
         results.append(run_row(row, self.seeds, self.cache, self.workers, log=print))
-        write_table(self.out / f"{self.name}.json", self.name, self.preset, results, self.title)
+        table = write_table(self.out / f"{self.name}.json", self.name, self.preset, results, self.title)
+    if results and table["mixed"]:
+        print(f"Caution: stages of this table were made with different versions of: {', '.join(table['mixed'])}; "
+              "an empty cache makes all of them anew.")
     return results
 
 @patch

@@ -10,11 +10,10 @@ __all__ = ['Chain', 'chain', 'classifier_stage', 'attention_stage', 'trivial_lab
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
@@ -22,12 +21,14 @@ from .attention import read_attention, write_attention_maps
 from .classifier import create_classifier, load_classifier, train_classifier
 from .config import Config, resolved
 from .crf import CRFParams
-from .data import InputError, VOCDataset, atomic_write, fingerprint, without_nan, write_mask
+from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
+from .pictures import is_mask, read_note
 from .pretraining import initial_stages, segmenter_start, training_fields, weights_fingerprint
+from .processes import is_main, mine, progress_bar, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats
 from .segmentation import SegmenterConfig, load_segmenter, predict, predict_dataset, train_segmenter
-from .splits import has_masks, images_fingerprint, mask_paths, open_split
+from .splits import Part, has_masks, images_fingerprint, masks_fingerprint, open_split, saliency_fingerprint
 from .stages import Stage
 from .training import default_device
 
@@ -68,7 +69,8 @@ def classifier_stage(config: Config, train: VOCDataset, val: VOCDataset, workers
     recipe = resolved(config.classifier)
 
     def identity() -> dict:
-        return dict(recipe=recipe, seed=config.seed, images=images_fingerprint(train), val=images_fingerprint(val),
+        return dict(recipe=training_fields(recipe), seed=config.seed, images=images_fingerprint(train),
+                    val=images_fingerprint(val),
                     initial=weights_fingerprint(recipe.pretrained, recipe.weights, recipe.model))
 
     def make(out: Path, needs: dict) -> dict:
@@ -135,8 +137,6 @@ def _labels_of(
     return [(label.cpu(), stats) for label, stats in made]
 
 # %% ../nbs/method/10_chain.ipynb #e69bd6fe
-_TOGETHER = 16  # training images whose labels are made in one go
-
 def _saliency_set(config: Config, train: VOCDataset) -> str | None:
     "The configured saliency set; `auto` is the first there is."
     name = config.labels.saliency
@@ -152,7 +152,7 @@ def _identity_of_labels(config: Config, train: VOCDataset) -> dict:
     for block in (labels.block, *labels.mine_blocks):
         _block(config, block)  # refuses one that there is not
     if saliency and labels.source != "masks":
-        identity["saliency"] = fingerprint(train.saliency_path(i, saliency) for i in range(len(train)))
+        identity["saliency"] = saliency_fingerprint(train, saliency)
     if labels.source == "saliency":
         identity["threshold"] = labels.threshold
     elif labels.source == "wegformer":
@@ -163,25 +163,37 @@ def _score_labels(folder: Path, train: VOCDataset) -> dict:
     "The pseudo labels' own mIoU where the ground truth is at hand; otherwise null."
     if not has_masks(train):
         return dict(pseudo_label_miou=None)
-    score = evaluate(folder, train)
+    score = evaluate(folder, Part(train, mine(len(train))), combine=sum_of_parts)
     return dict(pseudo_label_miou=score.miou, pseudo_label=score.to_dict())
 
 # %% ../nbs/method/10_chain.ipynb #11beef49
+_TOGETHER = 16  # training images whose labels are made in one go
+
+def _read_stats(path: Path) -> LabelStats:
+    "What the rule did, from the note that a label carries."
+    stats = json.loads(read_note(path))
+    by_class = {name: {int(c): v for c, v in stats[name].items()} for name in ("thresholds", "branches")}
+    return LabelStats(**stats | by_class)
+
 def label_stage(config: Config, attention: Stage, train: VOCDataset) -> Stage:
     "Writes a mask for every training image: ID.png, and measures them where true masks are at hand."
+    by_rule = config.labels.source == "wegformer"
 
-    def make(out: Path, needs: dict) -> dict:
-        saliency, stats = _saliency_set(config, train), []
-        for start in tqdm(range(0, len(train), _TOGETHER), desc="pseudo labels", leave=False, mininterval=1.0):
-            batch = range(start, min(start + _TOGETHER, len(train)))
-            for i, (label, stat) in zip(batch, _labels_of(batch, config, train, saliency, needs.get("attention"))):
-                write_mask(out / f"{train.ids[i]}.png", label)
-                stats.append(stat)
-        rule = dict(rule=summarize_stats(stats)) if config.labels.source == "wegformer" else {}
-        return _score_labels(out, train) | rule
+    def make(out: Path, needs: dict) -> None:
+        saliency, n = _saliency_set(config, train), len(train)
+        batches = [range(first, min(first + _TOGETHER, n)) for first in range(0, n, _TOGETHER)]
+        for batch in (batches[k] for k in progress_bar(mine(len(batches)), "pseudo labels")):
+            if all(is_mask(out / f"{train.ids[i]}.png") for i in batch):
+                continue
+            for i, (label, stats) in zip(batch, _labels_of(batch, config, train, saliency, needs.get("attention"))):
+                write_mask(out / f"{train.ids[i]}.png", label, note=json.dumps(asdict(stats)) if by_rule else "")
 
-    needs = dict(attention=attention) if config.labels.source == "wegformer" else {}
-    return Stage("labels", lambda: _identity_of_labels(config, train), make, needs)
+    def finish(out: Path, needs: dict) -> dict:
+        stats = (_read_stats(out / f"{name}.png") for name in train.ids)
+        return _score_labels(out, train) | (dict(rule=summarize_stats(stats)) if by_rule else {})
+
+    needs = dict(attention=attention) if by_rule else {}
+    return Stage("labels", lambda: _identity_of_labels(config, train), make, needs, finish)
 
 # %% ../nbs/method/10_chain.ipynb #f7446751
 def segmenter_stage(config: Config, labels: Stage, workers: int = 0) -> Stage:
@@ -195,8 +207,9 @@ def segmenter_stage(config: Config, labels: Stage, workers: int = 0) -> Stage:
         start = replace(recipe, weights=str(needs["initial"] / "model.safetensors")) if "initial" in needs else recipe
         train = open_split(config.data, "train", masks=needs["labels"])
         _, history = train_segmenter(start, train, out, seed=config.seed, workers=workers)
-        with atomic_write(out / "history.json", "w") as handle:
-            json.dump(history, handle, indent=1)
+        if is_main():
+            with atomic_write(out / "history.json", "w") as handle:
+                json.dump(history, handle, indent=1)
         return dict(loss=history[-1]["loss"])
 
     return Stage("segmenter", identity, make, dict(labels=labels) | initial_stages(config, workers))
@@ -220,15 +233,19 @@ def evaluation_stage(config: Config, segmenter: Stage, val: VOCDataset) -> Stage
 
     def identity() -> dict:
         return dict(scales=recipe.test_scales, flip=recipe.test_flip, crf=recipe.crf, precision=recipe.precision,
-                    images=images_fingerprint(val), masks=fingerprint(mask_paths(val)))
+                    images=images_fingerprint(val), masks=masks_fingerprint(val))
 
-    def make(out: Path, needs: dict) -> dict:
-        score = evaluate(predict_with(recipe, needs["segmenter"], val, out / "predictions"), val)
-        with atomic_write(out / "evaluation.json", "w") as handle:
-            json.dump(score.to_dict(), handle, indent=1)
-        return score.to_dict()
+    def make(out: Path, needs: dict) -> None:
+        predict_with(recipe, needs["segmenter"], Part(val, mine(len(val))), out / "predictions")
 
-    return Stage("evaluation", identity, make, dict(segmenter=segmenter))
+    def finish(out: Path, needs: dict) -> dict:
+        score = evaluate(out / "predictions", Part(val, mine(len(val))), combine=sum_of_parts).to_dict()
+        if is_main():
+            with atomic_write(out / "evaluation.json", "w") as handle:
+                json.dump(score, handle, indent=1)
+        return score
+
+    return Stage("evaluation", identity, make, dict(segmenter=segmenter), finish)
 
 # %% ../nbs/method/10_chain.ipynb #5ee9630d
 def heatmap_stage(config: Config, attention: Stage, train: VOCDataset) -> Stage:
@@ -236,15 +253,14 @@ def heatmap_stage(config: Config, attention: Stage, train: VOCDataset) -> Stage:
 
     def identity() -> dict:
         place = _block(config, config.labels.block)
-        return dict(place=place, masks=fingerprint(mask_paths(train)) if has_masks(train) else None)
+        return dict(place=place, masks=masks_fingerprint(train) if has_masks(train) else None)
 
     def make(out: Path, needs: dict) -> dict:
         if not has_masks(train):
             return dict(miou=None, threshold=None)
-        place = _block(config, config.labels.block)
-        maps = (read_attention(needs["attention"] / f"{name}.npz")[0] for name in train.ids)
-        maps = tqdm(maps, "score maps", len(train), leave=False)
-        sweep = best_threshold((a if place is None else a[place] for a in maps), train)
+        place, part = _block(config, config.labels.block), Part(train, mine(len(train)))
+        maps = (read_attention(needs["attention"] / f"{name}.npz")[0] for name in progress_bar(part.ids, "score maps"))
+        sweep = best_threshold((a if place is None else a[place] for a in maps), part, combine=sum_of_parts)
         return dict(miou=sweep.miou, threshold=sweep.threshold, iou=without_nan(sweep.iou))
 
     return Stage("heatmap", identity, make, dict(attention=attention))
@@ -254,17 +270,19 @@ def relabel_stage(config: Config, segmenter: Stage, train: VOCDataset) -> Stage:
     "Labels of the training images from a trained network, restricted to each image's own classes."
     recipe = resolved(config.segmenter)
 
-    def make(out: Path, needs: dict) -> dict:
+    def make(out: Path, needs: dict) -> None:
         model, _, _ = load_segmenter(needs["segmenter"] / "model.safetensors")
         model.to(default_device())
-        for i in tqdm(range(len(train)), desc="relabel", leave=False, mininterval=1.0):
-            if not (out / f"{train.ids[i]}.png").exists():
+        for i in progress_bar(mine(len(train)), "relabel"):
+            if not is_mask(out / f"{train.ids[i]}.png"):
                 scores = predict(model, train.image(i), scales=recipe.test_scales, flip=recipe.test_flip,
                                  precision=recipe.precision)  # (classes, H, W)
                 own = torch.cat([torch.zeros(1, dtype=torch.int64), train.class_ids(i)])
                 best = scores[own.to(scores.device)].argmax(0).cpu()
                 write_mask(out / f"{train.ids[i]}.png", own[best].to(torch.uint8))
+
+    def finish(out: Path, needs: dict) -> dict:
         return _score_labels(out, train)
 
     identity = dict(scales=recipe.test_scales, flip=recipe.test_flip, precision=recipe.precision)
-    return Stage("relabel", identity, make, dict(segmenter=segmenter))
+    return Stage("relabel", identity, make, dict(segmenter=segmenter), finish)

@@ -20,6 +20,7 @@ from .classifier import ClassifierConfig, train_classifier
 from .config import Config, resolved
 from .data import InputError, VOCDataset
 from .deeplab import create_backbone
+from .processes import is_main
 from .segmentation import SegmenterConfig, train_segmenter
 from .stages import Stage
 from .toyvoc import make_toy_voc
@@ -40,8 +41,8 @@ def weights_fingerprint(
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 # %% ../nbs/workshop/13a_pretraining.ipynb #0b18a4f7
-def training_fields(recipe: SegmenterConfig) -> dict[str, Any]:
-    "What of a recipe decides the trained network, apart from the file that it starts from."
+def training_fields(recipe: SegmenterConfig | ClassifierConfig) -> dict[str, Any]:
+    "What of a recipe decides the trained network, apart from the file that it starts from, whatever that is called."
     tested = ("weights", "test_scales", "test_flip", "crf")
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in tested}
 
@@ -76,7 +77,8 @@ def _train_on_labels(recipe: SegmenterConfig, images: int, steps: int, workers: 
     lesson = ClassifierConfig(steps=steps, batch_size=32, lr=1e-3, weight_decay=0.05, schedule="cosine", crop_size=64,
                               resize=(64, 104))
     history = train_classifier(net, lesson, drawn, out, workers=workers)
-    save_weights(net.backbone, out / "model.safetensors")
+    if is_main():
+        save_weights(net.backbone, out / "model.safetensors")
     return dict(loss=history[-1]["loss"])
 
 # %% ../nbs/workshop/13a_pretraining.ipynb #e265ab3a

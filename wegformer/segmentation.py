@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'RECIPES', 'Network', 'SegmenterConfig', 'create_segmenter', 'RandomScale', 'SegmentationPairs',
-           'segmentation_loss', 'multi_scale_loss', 'parameter_groups', 'train_segmenter', 'predict', 'predict_dataset',
-           'load_segmenter']
+           'segmentation_terms', 'segmentation_loss', 'multi_scale_terms', 'parameter_groups', 'train_segmenter',
+           'predict', 'predict_dataset', 'load_segmenter']
 
 # %% ../nbs/method/08_segmentation.ipynb #9d746a07
-import dataclasses, json, os
+import dataclasses, json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,21 +16,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .crf import CRFParams, dense_crf_many
 from .data import IGNORE, InputError, VOCDataset, require, write_mask
 from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_backbone,
                                sample_mask)
-from .training import (autocast, default_device, fit, load_weights, poly, read_state, resolve_precision,
-                                save_weights)
+from .pictures import is_mask
+from .processes import is_main, progress_bar
+from wegformer.training import (
+    Terms, autocast, default_device, fit, load_weights, poly, read_state, resolve_precision, save_weights
+)
 
 # %% ../nbs/method/08_segmentation.ipynb #fabc89cd
 @dataclass(frozen=True)
@@ -195,20 +196,28 @@ class SegmentationPairs(torch.utils.data.Dataset):
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
 
 # %% ../nbs/method/08_segmentation.ipynb #ba84bb6c
+def segmentation_terms(
+    logits: torch.Tensor,  # (B, num_classes, H, W)
+    masks: torch.Tensor,  # (B, H, W) uint8, 255 = ignored
+) -> tuple[torch.Tensor, torch.Tensor]:  # scalars
+    "Cross entropy summed over the pixels that are not ignored, and how many these are."
+    total = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORE, reduction="sum")
+    return total, (masks != IGNORE).sum()
+
 def segmentation_loss(
     logits: torch.Tensor,  # (B, num_classes, H, W)
     masks: torch.Tensor,  # (B, H, W) uint8, 255 = ignored
 ) -> torch.Tensor:  # scalar
     "Mean cross entropy over the pixels that are not ignored; 0 when all are."
-    total = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORE, reduction="sum")
-    return total / (masks != IGNORE).sum().clamp(min=1)
+    total, count = segmentation_terms(logits, masks)
+    return total / count.clamp(min=1)
 
-def multi_scale_loss(
+def multi_scale_terms(
     logits: list[torch.Tensor],  # of MultiScale: (B, num_classes, h_s, w_s) at each scale, and the maximum
     masks: torch.Tensor,  # (B, H, W) uint8, as large as the padded images
-) -> torch.Tensor:  # scalar
-    "The sum of the losses at each scale and of the maximum."
-    return sum(segmentation_loss(x, sample_mask(masks, x.shape[-2:])) for x in logits)
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    "The terms at each scale and of the maximum; the loss is the sum of their quotients."
+    return [segmentation_terms(x, sample_mask(masks, x.shape[-2:])) for x in logits]
 
 # %% ../nbs/method/08_segmentation.ipynb #6ba82516
 def parameter_groups(
@@ -226,14 +235,14 @@ def parameter_groups(
 
 # %% ../nbs/method/08_segmentation.ipynb #3f70c9b3
 def _batch_loss(segmenter: Segmenter, multi_scale: bool) -> Callable:
-    "loss_fn(model, batch) for `fit`; the segmenter is the one inside model."
-    def loss_fn(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    "loss_fn(model, batch) for `fit`, in terms; the segmenter is the one inside model."
+    def loss_fn(model: nn.Module, batch: list[torch.Tensor]) -> Terms:
         images, masks = batch
         logits = model(segmenter.normalize(images).contiguous(memory_format=torch.channels_last))
         if not multi_scale:
-            return segmentation_loss(logits, masks)
+            return [segmentation_terms(logits, masks)]
         bottom, right = ((1 - n) % segmenter.output_stride for n in masks.shape[-2:])
-        return multi_scale_loss(logits, F.pad(masks, (0, right, 0, bottom), value=IGNORE))
+        return multi_scale_terms(logits, F.pad(masks, (0, right, 0, bottom), value=IGNORE))
     return loss_fn
 
 def _optimizer(segmenter: Segmenter, config: SegmenterConfig) -> torch.optim.Optimizer:
@@ -267,8 +276,6 @@ def train_segmenter(
     device = torch.device(device or default_device())
     torch.manual_seed(seed)  # the new layers' weights
     segmenter = create_segmenter(config, dataset.num_classes + 1).to(device)
-    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        segmenter = timm.layers.convert_sync_batchnorm(segmenter)
     multi_scale = len(config.loss_scales) > 1
     history = fit(
         MultiScale(segmenter, config.loss_scales) if multi_scale else segmenter, _batch_loss(segmenter, multi_scale),
@@ -276,8 +283,9 @@ def train_segmenter(
         steps=config.steps, batch_size=config.batch_size, out=out, seed=seed,
         schedule=poly(config.steps, config.power), precision=resolve_precision(config.precision), device=device,
         workers=workers, checkpoint_every=checkpoint_every, desc=f"train {config.network}")
-    if int(os.environ.get("RANK", 0)) == 0:
-        save_weights(segmenter, Path(out) / "model.safetensors", config=json.dumps(dataclasses.asdict(config)),
+    if is_main():
+        recipe = dataclasses.replace(config, weights=None)  # whatever the file was called that it started from
+        save_weights(segmenter, Path(out) / "model.safetensors", config=json.dumps(dataclasses.asdict(recipe)),
                      classes=json.dumps(dataset.classes))
     return segmenter.eval(), history
 
@@ -319,14 +327,13 @@ def predict_dataset(
     precision: str = "no",
     workers: int = 0,  # processes for the CRF
 ) -> Path:  # the folder
-    "Write a mask for every image of a data set that has none in `out` yet."
+    "Write a mask for every image of a data set that has no whole one in `out` yet."
     out = Path(out)
-    todo = [i for i, name in enumerate(dataset.ids) if not (out / f"{name}.png").is_file()]
+    todo = [i for i, name in enumerate(dataset.ids) if not is_mask(out / f"{name}.png")]
     images = (dataset.image(i).as_subclass(torch.Tensor) for i in todo)
     jobs = ((image, predict(model, image, scales=scales, flip=flip, precision=precision).cpu()) for image in images)
     results = (probabilities for _, probabilities in jobs) if crf is None else dense_crf_many(jobs, crf, workers)
-    bar = tqdm(results, desc="predict", initial=len(dataset.ids) - len(todo), total=len(dataset.ids), leave=False,
-               mininterval=1.0)
+    bar = progress_bar(results, "predict", len(dataset.ids), initial=len(dataset.ids) - len(todo))
     for probabilities, i in zip(bar, todo):
         write_mask(out / f"{dataset.ids[i]}.png", probabilities.argmax(0).to(torch.uint8))
     return out

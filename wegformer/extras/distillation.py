@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..classifier import create_classifier, normalize
 from ..data import PICTURES, InputError, Kept, atomic_write, read_image, require
+from ..processes import agree, is_main, together
 from ..training import SCHEDULES, autocast, default_device, fit, resolve_precision, save_weights
 
 # %% ../../nbs/extras/distillation.ipynb #eeea4487
@@ -359,7 +360,7 @@ def distil(
 ) -> list[dict]:  # rows of step, loss, agreement
     "Train the student on photographs without labels; goes on from a checkpoint in `out`; what is finished stays."
     out, device, precision = Path(out), torch.device(device or default_device()), resolve_precision(config.precision)
-    if (out / "model.safetensors").is_file():
+    if agree((out / "model.safetensors").is_file()):
         return _finished(out, config)
     if config.holdout >= len(photographs):
         raise InputError(f"DistilConfig.holdout is {config.holdout}, and there are {len(photographs)} photographs; "
@@ -380,5 +381,5 @@ def distil(
         schedule=SCHEDULES[config.schedule](config.steps), workers=workers, evaluate=evaluate,
         evaluate_every=config.evaluate_every or max(1, config.steps // 10), desc="distil")
     lesson.keep()
-    _finish(lesson, history, config, len(learnt), out)
+    together(partial(_finish, lesson, history, config, len(learnt), out) if is_main() else bool)
     return history

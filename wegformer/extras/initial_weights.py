@@ -7,6 +7,7 @@ __all__ = ['VARIED', 'InitialConfig', 'features_loss', 'make_initial_weights']
 
 # %% ../../nbs/extras/initial_weights.ipynb #33b6c997
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..classifier import ClassifierConfig, train_classifier
 from ..data import VOCDataset
 from .distillation import Distillation
 from ..networks.toy import WEIGHTS
+from ..processes import is_main, together
 from ..toyvoc import ToyConfig, make_toy_voc
 from ..training import load_weights, save_weights
 
@@ -82,6 +84,7 @@ def make_initial_weights(
     for name, changes in recipes.items():
         model, recipe, history = _train(name, config, train, val, work, **changes)
         scores[name] = [row["mAP"] for row in history if "mAP" in row][-1]
-        save_weights(model, out / f"{name}.safetensors", torch.float16, config=config, recipe=recipe,
-                     mAP=f"{scores[name]:.2f}")
+        save = partial(save_weights, model, out / f"{name}.safetensors", torch.float16, config=config, recipe=recipe,
+                       mAP=f"{scores[name]:.2f}")
+        together(save if is_main() else bool)
     return scores
