@@ -18,6 +18,8 @@ from .classifier import normalize, patch_size, resize_to_patches
 from .config import Config
 from .data import InputError, read_saliency
 from .figures import class_legend, show_grid, show_image, show_label, show_map
+from .heatmaps import METHODS
+from .plain_model import plain_model
 from .pseudo_labels import pseudo_label
 from .soft_erase import soft_erase
 
@@ -45,6 +47,9 @@ def explain_figure(
     saliency_map: Path | None = None,
 ) -> tuple[Figure, list[str]]:  # the figure, the names explained
     "Photograph, map, erased map per class, and the pseudo label, side by side."
+    model = plain_model(model)
+    if (check := METHODS[config.attention.method].check) is not None:
+        check(model)
     unknown = set(classes) - set(names[1:])
     if unknown:
         raise InputError(f"classes names the unknown class {min(unknown)!r}; "
