@@ -22,6 +22,7 @@ from .classifier import normalize, patch_size, resize_to_patches
 from .data import InputError, VOCDataset, atomic_write
 from .heatmaps import METHODS
 from .options import UNIQUE, at_least, check_fields, one_of
+from .plain_model import plain_model
 from .training import autocast, resolve_precision
 
 # %% ../nbs/method/05_attention.ipynb #a3b38863
@@ -95,6 +96,7 @@ def attention_maps(
     config: AttentionConfig = AttentionConfig(),
 ) -> torch.Tensor:  # (C, H, W) float32 in [0, 1]; (S, C, H, W) for config.blocks
     "Maps of the photograph's size, one per class, over scales and mirror images."
+    model = plain_model(model)  # its patch size and mean are read, too
     device, S = next(model.parameters()).device, len(config.blocks)
     if len(classes) == 0:
         return torch.zeros(*([S] if S else []), 0, *image.shape[-2:], device=device)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['mean_std', 'normalize', 'patch_size', 'resize_to_patches', 'predict_logits', 'average_precision',
            'mean_average_precision', 'ClassifierConfig', 'RandomLongSide', 'train_transform', 'ClassificationSet',
-           'train_classifier', 'create_classifier', 'check_crop', 'load_classifier']
+           'train_classifier', 'feature_fault', 'average_fault', 'vit_fault', 'create_classifier', 'check_crop',
+           'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
-import difflib, json, sys
+import copy, difflib, json, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -37,6 +38,9 @@ from .training import SCHEDULES, default_device, fit, load_weights, read_state, 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e03
 def mean_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     "The mean and standard deviation that `model`'s weights expect, per channel, of values in [0, 1]."
+    if not (hasattr(model, "pretrained_cfg") or hasattr(model, "default_cfg")):
+        raise InputError(f"model {type(model).__name__} does not say what mean and standard deviation it expects; "
+                         "expected a timm model, without a wrapper.")
     cfg = timm.data.resolve_model_data_config(model)
     return cfg["mean"], cfg["std"]
 
@@ -215,31 +219,49 @@ def train_classifier(
 
 # %% ../nbs/method/01_classifier.ipynb #ae8582f3
 @torch.no_grad()
-def _cnn_fault(net: nn.Module, output_stride: int | None) -> str | None:
-    "What keeps class activation maps from being defined, tried on a small picture; None when they are."
+def feature_fault(
+    net: nn.Module,  # a CNN; its weights may be on the device meta
+    output_stride: int | None = None,  # what it should be
+) -> str | None:
+    "What keeps a CNN's features from being read by a linear head; None when they can be."
+    if not hasattr(net, "forward_features") or not hasattr(net, "get_classifier"):
+        return "it has no features and head by timm's names"
     head, (H, W) = net.get_classifier(), (96, 128)
-    if not isinstance(head, nn.Linear):
+    if type(head) is not nn.Linear:
         return f"its head is of type {type(head).__name__}"
     try:
-        features = net.forward_features(torch.zeros(1, 3, H, W))
+        features = net.forward_features(torch.zeros(1, 3, H, W, device=head.weight.device))
     except (RuntimeError, AssertionError) as error:
         return f"it does not take a picture of {H}x{W} ({type(error).__name__})"
     if features.ndim != 4 or features.shape[1] != head.in_features:
         return f"its features are {tuple(features.shape)}, its head reads {head.in_features}"
     if output_stride is not None and (stride := H / features.shape[2]) != output_stride:
         return f"its output stride is {stride:g}, not {output_stride}"
-    noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+
+@torch.no_grad()
+def average_fault(net: nn.Module) -> str | None:
+    "Whether more than an average lies between a CNN's features and its head, tried on noise; None when not."
+    if net.get_classifier().weight.is_meta:  # give it memory, and the head values: what else there is shows in the result
+        net = copy.deepcopy(net).to_empty(device="cpu")
+        nn.init.normal_(net.get_classifier().weight)
+        nn.init.zeros_(net.get_classifier().bias)
+    head = net.get_classifier()
+    noise = torch.randn(1, head.in_features, 3, 4, generator=torch.Generator().manual_seed(0), device="cpu")
     if not torch.allclose(net.forward_head(noise), head(noise.mean((2, 3))), atol=1e-4):
         return "more than an average lies between its features and its head"
 
-def _fault(net: nn.Module, output_stride: int | None) -> str | None:
-    "Why `net` is of no use here; None when it is."
-    if not isinstance(net, VisionTransformer):
-        return _cnn_fault(net, output_stride)
+def vit_fault(net: VisionTransformer, output_stride: int | None) -> str | None:
+    "Why a ViT is of no use here; None when it is."
     if net.cls_token is None or net.global_pool != "token":
         return "it has no class token that its head reads"
     if output_stride is not None:
         return f"it is a ViT, whose patches are its cells, so output_stride={output_stride} means nothing to it"
+
+def _fault(net: nn.Module, output_stride: int | None) -> str | None:
+    "Why `net` is of no use here; None when it is."
+    if isinstance(net, VisionTransformer):
+        return vit_fault(net, output_stride)
+    return feature_fault(net, output_stride) or average_fault(net)
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e21
 def _create(model: str, output_stride: int | None, **options) -> nn.Module:

@@ -23,6 +23,7 @@ from .config import Config, resolved
 from .crf import CRFParams
 from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
+from .explainable import check_explainable
 from .pictures import is_mask, read_note
 from .pretraining import initial_stages, segmenter_start, training_fields, weights_fingerprint
 from .processes import is_main, mine, progress_bar, sum_of_parts
@@ -48,6 +49,8 @@ def chain(
     workers: int = 0,  # loader processes
 ) -> Chain:
     "The way from photographs with image labels to the mIoU on val. Nothing is made before a stage is `run`."
+    if config.labels.source == "wegformer":
+        check_explainable(config.classifier.model, config.attention, config.classifier.output_stride)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     # page 01: photographs and image labels -> a ViT that names what a photograph shows (val only measures it)
     classifier = classifier_stage(config, train, val, workers)
