@@ -22,10 +22,10 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .attention import read_attention
 from .config import Config, flatten, label_rule, override, preset
 from .data import IGNORE, VOCDataset, atomic_write, cache_dir, read_mask
 from .figures import class_legend, show_grid, show_image, show_label, show_map
+from .map_files import read_attention
 from .pipeline import chain, predict_with
 from .pseudo_labels import LabelRule
 from .splits import open_split
