@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = """errors storage pictures data options check
     networks.toy networks.resnet38 toydrawings toyvoc figures processes shares training classifier vit plain_model
-    kernels.launch rules last_block attention_rule all_blocks relevance heatmaps attention explainable soft_erase
-    label_inputs pseudo_labels crf deeplab segmentation evaluation config splits stages pretraining pipeline
+    kernels.launch rules last_block attention_rule all_blocks relevance heatmaps attention map_files explainable
+    soft_erase label_inputs pseudo_labels crf deeplab segmentation evaluation config splits stages pretraining pipeline
     experiment reproduce records report explain extras.saliency extras.distillation extras.initial_weights tools exits
     chain_commands cli""".split()
 MODULES = {
