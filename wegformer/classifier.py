@@ -6,11 +6,11 @@
 __all__ = ['mean_std', 'normalize', 'patch_size', 'size_of_whole_patches', 'resize_to_patches', 'predict_logits',
            'average_precision', 'mean_average_precision', 'ClassifierConfig', 'RandomLongSide', 'train_transform',
            'ClassificationSet', 'train_classifier', 'feature_fault', 'average_fault', 'vit_fault', 'create_classifier',
-           'check_crop', 'load_classifier']
+           'check_crop', 'check_blocks', 'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
 import copy, difflib, json, sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -247,7 +247,7 @@ def feature_fault(
 @torch.no_grad()
 def average_fault(net: nn.Module) -> str | None:
     "Whether more than an average lies between a CNN's features and its head, tried on noise; None when not."
-    if net.get_classifier().weight.is_meta:  # give it memory, and the head values: what else there is shows in the result
+    if net.get_classifier().weight.is_meta:  # give it memory, and the head values: all else shows in the result
         net = copy.deepcopy(net).to_empty(device="cpu")
         nn.init.normal_(net.get_classifier().weight)
         nn.init.zeros_(net.get_classifier().bias)
@@ -333,13 +333,14 @@ def create_classifier(
 
 # %% ../nbs/method/01_classifier.ipynb #79191342
 @cache
-def _patch_by_name(model: str) -> int:
-    "What both sides of a model's input must be multiples of; nothing is computed, its weights have shapes only."
+def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its number of blocks, 0 for a CNN
+    "What a model's name says of it; nothing is computed, its weights have shapes only."
     try:
         with torch.device("meta"):
-            return patch_size(timm.create_model(model))
+            net = timm.create_model(model)
     except (RuntimeError, NotImplementedError):  # it computes something when it is made
-        return 1
+        return 1, 0
+    return patch_size(net), len(net.blocks) if isinstance(net, VisionTransformer) else 0
 
 def check_crop(
     model: str,  # timm's name
@@ -348,9 +349,19 @@ def check_crop(
 ) -> None:
     "InputError when timm does not know the model, or the crop is no multiple of its patch."
     _check_name(model)
-    patch = _patch_by_name(model)
+    patch, _ = _shape_of(model)
     if crop_size % patch:
         raise InputError(f"{option} is {crop_size}; expected a multiple of {patch}, the patch of {model}.")
+
+def check_blocks(
+    model: str,  # timm's name
+    blocks: Sequence[int | None],  # of a ViT, from 0; None: the last
+) -> None:
+    "InputError when the model has no such block."
+    _, count = _shape_of(model)
+    if count and (wrong := [b for b in blocks if b is not None and b >= count]):
+        raise InputError(f"attention explains from block {wrong[0]}; expected one of 0 to {count - 1}, the blocks of "
+                         f"{model}.")
 
 # %% ../nbs/method/01_classifier.ipynb #91be6bba
 def load_classifier(

@@ -19,7 +19,7 @@ import tyro
 from fastcore.basics import patch
 
 from .chain_commands import (Attention, Evaluate, Explain, Predict, PseudoLabels, TrainClassifier,
-                                      TrainSegmenter, _ChainOptions)
+                                      TrainSegmenter, _ChainOptions, open_cache)
 from .config import PRESETS, Config, as_dotted, check_fit, diff, label_rule, override, preset
 from .data import InputError
 from .exits import ends_in_a_line
@@ -29,6 +29,7 @@ from .pseudo_labels import LABEL_RULES, LabelRule
 from .report import write_report
 from .reproduce import (NotebookFailed, absolute_parameters, check_parameters, notebook_names,
                                  notebook_parameters, notebook_path, own_parameter, parameter_help, reproduce)
+from .splits import open_split
 from .tools import Check, Distil, InitialWeights, Report, Saliency, Toy
 
 # %% ../nbs/workshop/17_cli.ipynb #ef37a331
@@ -58,21 +59,6 @@ class Reproduce(_ChainOptions):
         notebook_path(self.name)  # refuses an unknown one
         return 0 if self._one(self.name, out, own) else 1
 
-    def _parameters(self, path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
-        "All parameters of a notebook, checked, with paths from the root; its own ones outdo the options."
-        check_parameters(path, own)
-        name = own.get("preset", self.preset)
-        changed = diff(self.config, preset(self.preset)) | own.get("config", {})
-        changed |= {f"data.{key}": own[key] for key in ("voc_root", "saliency") if key in own}
-        config = absolute_paths(override(preset(name), changed))
-        check_fit(config)
-        given = dict(preset=name, seeds=list(self.seeds), workers=self.workers,
-                     cache=None if self.cache is None else str(self.cache))
-        made = given | own | _notebook_values(config, name)
-        check_seeds(made["seeds"])
-        check_value("workers", made["workers"], int, WORKERS)
-        return absolute_parameters(path, made)
-
     def _one(self, name: str, out: Path, own: Mapping[str, Any]) -> bool:
         "Run one notebook and print its table; whether all went well."
         parameters = self._parameters(notebook_path(name), own)
@@ -82,6 +68,28 @@ class Reproduce(_ChainOptions):
         failed = sum(row["status"] == "failed" for row in result["rows"])
         print((f"{failed} row(s) failed; " if failed else "") + f"written: {out / name}.ipynb, .html, .json")
         return not failed
+
+# %% ../nbs/workshop/17_cli.ipynb #3ecb5b36
+@patch
+def _parameters(self: Reproduce, path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
+    "All parameters of a notebook, checked, with paths from the root; its own ones outdo the options."
+    if "out" in own:
+        raise InputError(f"--parameters got out={own['out']}; expected the option --out.")
+    check_parameters(path, own)
+    name = own.get("preset", self.preset)
+    changed = diff(self.config, preset(self.preset)) | own.get("config", {})
+    changed |= {f"data.{key}": own[key] for key in ("voc_root", "saliency") if key in own}
+    config = absolute_paths(override(preset(name), changed))
+    check_fit(config)
+    given = dict(preset=name, seeds=list(self.seeds), workers=self.workers,
+                 cache=None if self.cache is None else str(self.cache))
+    made = given | own | _notebook_values(config, name)
+    if config.data.voc_root:
+        len(open_split(config.data, "train")), len(open_split(config.data, "val"))  # refuses what is not there
+    open_cache(made["cache"])
+    check_seeds(made["seeds"])
+    check_value("workers", made["workers"], int, WORKERS)
+    return absolute_parameters(path, made)
 
 # %% ../nbs/workshop/17_cli.ipynb #1a7d4106
 @patch
@@ -145,6 +153,7 @@ def _parsed(args: list[str]) -> Any:  # a command
         print(said.getvalue(), end="", file=sys.stderr)
         raise
 
+# %% ../nbs/workshop/17_cli.ipynb #e8291664
 def _run(args: list[str]) -> int:
     "Parse a command line and do what it says."
     if args[:1] == ["reproduce"] and args[1:2] and args[1] in notebook_names() and {"-h", "--help"} & set(args):

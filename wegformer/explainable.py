@@ -78,4 +78,5 @@ def check_explainable(
         raise InputError(f"attention.method is {config.method!r}, which cannot explain classifier.model "
                          f"{model_name!r}: {found}")
     if fault := _option_fault(config, found):
-        raise InputError(f"{fault}, the blocks of classifier.model {model_name!r}." if "block" in fault else f"{fault}.")
+        blocks = f", the blocks of classifier.model {model_name!r}" if "block" in fault else ""
+        raise InputError(f"{fault}{blocks}.")

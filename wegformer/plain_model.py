@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from .data import InputError
 from .vit import drop_rate, hook_of, precise_mode, type_name
@@ -21,8 +20,8 @@ from .vit import drop_rate, hook_of, precise_mode, type_name
 def _shell(attribute: str, module: nn.Module, name: str) -> nn.Module:
     "What a shell holds."
     if (hook := hook_of(module)) is not None:
-        raise InputError(f"model: {name} is a {type_name(type(module))} with a hook, {hook}, which may change what passes; "
-                         "remove it first.")
+        raise InputError(f"model: {name} is a {type_name(type(module))} with a hook, {hook}, which may change what "
+                         "passes; remove it first.")
     return getattr(module, attribute)
 
 # %% ../nbs/workshop/07b_plain_model.ipynb #31ac5555

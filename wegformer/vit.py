@@ -91,7 +91,8 @@ _KNOWN = {  # what may stand where, by exact type: a subclass computes something
     "patch_embed": {"proj": (nn.Conv2d,), "norm": _NORM},
     "block": {"norm1": _NORM, "attn": (Attention,), "ls1": _SCALE, "drop_path1": _PATH,
               "norm2": _NORM, "mlp": (Mlp,), "ls2": _SCALE, "drop_path2": _PATH},
-    "attn": {"qkv": (nn.Linear,), "q_norm": _NORM, "k_norm": _NORM, "attn_drop": _DROP, "norm": (nn.Identity, type(None)),
+    "attn": {"qkv": (nn.Linear,), "q_norm": _NORM, "k_norm": _NORM, "attn_drop": _DROP,
+             "norm": (nn.Identity, type(None)),
              "gate": (nn.Identity, type(None)), "proj": (nn.Linear,), "proj_drop": _DROP},
     "mlp": {"fc1": (nn.Linear,), "act": _ACT, "drop1": _DROP, "norm": (nn.Identity,), "fc2": (nn.Linear,),
             "drop2": _DROP}}
