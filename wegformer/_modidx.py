@@ -1105,6 +1105,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wegformer.stages.Stage.key': ('workshop/stages.html#stage.key', 'wegformer/stages.py'),
                                   'wegformer.stages.Stage.upstream': ('workshop/stages.html#stage.upstream', 'wegformer/stages.py'),
                                   'wegformer.stages.Unfinished': ('workshop/stages.html#unfinished', 'wegformer/stages.py'),
+                                  'wegformer.stages.Unfinished.__init__': ( 'workshop/stages.html#unfinished.__init__',
+                                                                            'wegformer/stages.py'),
                                   'wegformer.stages._blaming': ('workshop/stages.html#_blaming', 'wegformer/stages.py'),
                                   'wegformer.stages._is_done': ('workshop/stages.html#_is_done', 'wegformer/stages.py'),
                                   'wegformer.stages._locked': ('workshop/stages.html#_locked', 'wegformer/stages.py'),

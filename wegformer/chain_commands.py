@@ -6,6 +6,7 @@
 __all__ = ['TrainClassifier', 'Attention', 'PseudoLabels', 'TrainSegmenter', 'Evaluate', 'Predict', 'Explain']
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #c62ffaae
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ from .figures import label_rgb
 from .options import (WORKERS, absolute_paths, check_value, refuse_data_folder, refuse_overwrite,
                                require_ending, short_cause)
 from .pipeline import Chain, chain
+from .processes import read_shard, sharded
 from .pseudo_labels import LABEL_RULES
 from .segmentation import load_segmenter, predict
 from .splits import open_split
-from .stages import Stage, read_done, run
+from .stages import Stage, Unfinished, read_done, run
 from .training import default_device
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #81428c09
@@ -52,9 +54,12 @@ class _ChainOptions:
     rule: Literal[*LABEL_RULES] = "paper"  # label rule that --labels.rule.* changes
     cache: Path | None = None  # folder of all stages; default: ~/.cache/wegformer/stages
     workers: int = 0  # loader processes
+    shard: str | None = None  # I/N: of maps, labels and predictions this process does part I of N
 
     def __post_init__(self):
         check_value("workers", self.workers, int, WORKERS)
+        if self.shard is not None:
+            read_shard(self.shard)
 
     @property
     def stages(self) -> Chain:
@@ -63,8 +68,13 @@ class _ChainOptions:
         return chain(absolute_paths(self.config), self.workers)
 
     def folder(self, stage: Stage) -> Path:
-        "A stage's folder, made if it has to be."
-        return run(stage, open_cache(self.cache))
+        "A stage's folder, made if it has to be. With a shard the command may end here: its part is done, others are not."
+        try:
+            with sharded(read_shard(self.shard) if self.shard else None):
+                return run(stage, open_cache(self.cache))
+        except Unfinished as unfinished:
+            print(unfinished)
+            sys.exit(0 if unfinished.stage == stage.name else 75)  # 75: for now, in the words of sysexits.h
 
     def run(self, stage: Stage) -> tuple[Path, dict]:
         "A stage's folder and its metrics."

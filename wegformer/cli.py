@@ -8,6 +8,7 @@ __all__ = ['Reproduce', 'commands', 'main']
 # %% ../nbs/workshop/17_cli.ipynb #e3a01b49
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .data import InputError
 from .exits import ends_in_a_line
 from .experiment import format_table
 from .options import WORKERS, absolute_paths, check_seeds, check_value, refuse_data_folder
+from .processes import is_main
 from .pseudo_labels import LABEL_RULES, LabelRule
 from .report import write_report
 from .reproduce import (NotebookFailed, absolute_parameters, check_parameters, notebook_names,
@@ -54,6 +56,9 @@ class Reproduce(_ChainOptions):
     def __call__(self) -> int:
         out, own = self.out or Path("runs") / self.name, dict(map(own_parameter, self.parameters))
         refuse_data_folder(out)
+        if self.shard is not None:
+            raise InputError(f"shard is {self.shard}; reproduce has no parts: it expects the commands of single steps, or "
+                             "torchrun.")
         if self.name == "all":
             return self._all(out, own)
         notebook_path(self.name)  # refuses an unknown one
@@ -171,4 +176,5 @@ def _run(args: list[str]) -> int:
 def main(args: list[str] | None = None) -> int:
     """The command `wegformer`: 0 when it worked, 1 when something is missing or a row failed, 2 for bad input, 70 for a
     mistake of the program, 128 and its number for a signal."""
-    return ends_in_a_line(partial(_run, sys.argv[1:] if args is None else args))
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(sys.stdout if is_main() else silence):
+        return ends_in_a_line(partial(_run, sys.argv[1:] if args is None else args))

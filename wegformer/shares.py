@@ -60,6 +60,7 @@ class _SyncedNorm(nn.BatchNorm2d):
         y = centred * (variance + self.eps).rsqrt().view(shape)
         return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(x.dtype)
 
+# %% ../nbs/workshop/03b_shares.ipynb #069f574e
 def sync_norms(model: nn.Module, device: torch.device) -> None:
     "Let the batch norms inside a model see the whole batch; InputError for one that cannot."
     if device.type != "cpu":
