@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['mean_std', 'normalize', 'patch_size', 'size_of_whole_patches', 'resize_to_patches', 'predict_logits',
            'average_precision', 'mean_average_precision', 'ClassifierConfig', 'RandomLongSide', 'train_transform',
-           'ClassificationSet', 'train_classifier', 'feature_fault', 'average_fault', 'vit_fault', 'create_classifier',
-           'check_crop', 'check_blocks', 'load_classifier']
+           'ClassificationSet', 'train_classifier', 'feature_fault', 'average_fault', 'create_classifier', 'check_crop',
+           'check_blocks', 'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
 import copy, difflib, json, sys
@@ -233,7 +233,7 @@ def feature_fault(
     if not hasattr(net, "forward_features") or not hasattr(net, "get_classifier"):
         return "it has no features and head by timm's names"
     head, (H, W) = net.get_classifier(), (96, 128)
-    if type(head) is not nn.Linear:
+    if type(head) not in (nn.Linear, timm.layers.Linear):
         return f"its head is of type {type(head).__name__}"
     try:
         features = net.forward_features(torch.zeros(1, 3, H, W, device=head.weight.device))
@@ -244,10 +244,11 @@ def feature_fault(
     if output_stride is not None and (stride := H / features.shape[2]) != output_stride:
         return f"its output stride is {stride:g}, not {output_stride}"
 
+# %% ../nbs/method/01_classifier.ipynb #8cd44863
 @torch.no_grad()
 def average_fault(net: nn.Module) -> str | None:
     "Whether more than an average lies between a CNN's features and its head, tried on noise; None when not."
-    if net.get_classifier().weight.is_meta:  # give it memory, and the head values: all else shows in the result
+    if net.get_classifier().weight.is_meta:  # memory for all, values for the head: what else is there will show
         net = copy.deepcopy(net).to_empty(device="cpu")
         nn.init.normal_(net.get_classifier().weight)
         nn.init.zeros_(net.get_classifier().bias)
@@ -256,18 +257,14 @@ def average_fault(net: nn.Module) -> str | None:
     if not torch.allclose(net.forward_head(noise), head(noise.mean((2, 3))), atol=1e-4):
         return "more than an average lies between its features and its head"
 
-def vit_fault(net: VisionTransformer, output_stride: int | None) -> str | None:
-    "Why a ViT is of no use here; None when it is."
+def _fault(net: nn.Module, output_stride: int | None) -> str | None:
+    "Why `net` is of no use here; None when it is."
+    if not isinstance(net, VisionTransformer):
+        return feature_fault(net, output_stride) or average_fault(net)
     if net.cls_token is None or net.global_pool != "token":
         return "it has no class token that its head reads"
     if output_stride is not None:
         return f"it is a ViT, whose patches are its cells, so output_stride={output_stride} means nothing to it"
-
-def _fault(net: nn.Module, output_stride: int | None) -> str | None:
-    "Why `net` is of no use here; None when it is."
-    if isinstance(net, VisionTransformer):
-        return vit_fault(net, output_stride)
-    return feature_fault(net, output_stride) or average_fault(net)
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e21
 def _create(model: str, output_stride: int | None, **options) -> nn.Module:

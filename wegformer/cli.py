@@ -57,8 +57,8 @@ class Reproduce(_ChainOptions):
         out, own = self.out or Path("runs") / self.name, dict(map(own_parameter, self.parameters))
         refuse_data_folder(out)
         if self.shard is not None:
-            raise InputError(f"shard is {self.shard}; reproduce has no parts: it expects the commands of single steps, or "
-                             "torchrun.")
+            raise InputError(f"shard is {self.shard}; reproduce has no parts: expected the commands of single steps, "
+                             "or torchrun.")
         if self.name == "all":
             return self._all(out, own)
         notebook_path(self.name)  # refuses an unknown one

@@ -62,7 +62,7 @@ def _option_fault(config: AttentionConfig, depth: int) -> str | None:
         starts.append(("attention.start_block", config.start_block, config.start_block))
     for name, found, block in starts:
         if type(block) is not int or not 0 <= block < depth:
-            return f"{name} is {found!r}; expected blocks from 0 to {depth - 1}"
+            return f"{name} is {found!r}; expected blocks from 0 to {depth - 1}, which the classifier has"
     if config.seed not in ("one_hot", "logit"):
         return f"attention.seed is {config.seed!r}; expected 'one_hot' or 'logit'"
 
@@ -78,5 +78,4 @@ def check_explainable(
         raise InputError(f"attention.method is {config.method!r}, which cannot explain classifier.model "
                          f"{model_name!r}: {found}")
     if fault := _option_fault(config, found):
-        blocks = f", the blocks of classifier.model {model_name!r}" if "block" in fault else ""
-        raise InputError(f"{fault}{blocks}.")
+        raise InputError(f"{fault} (classifier.model is {model_name!r}).")

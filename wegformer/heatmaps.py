@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'cam_maps', 'check_cnn', 'cnn_cam_maps', 'grad_cam_maps', 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -48,7 +49,7 @@ def check_cnn(
     lacks = f"model {type(model).__name__} has no class activation maps: "
     if not hasattr(model, "forward_features") or not hasattr(model, "get_classifier"):
         raise InputError(f"{lacks}expected a timm CNN with a linear head.")
-    if type(head := model.get_classifier()) is not nn.Linear:
+    if type(head := model.get_classifier()) not in (nn.Linear, timm.layers.Linear):
         raise InputError(f"{lacks}its head is a {type_name(type(head))}; expected a timm CNN with a linear head.")
     for what, layer in (("it", model), ("its head", head)):
         if fault := layer_fault(layer) or class_fault(type(layer)):
@@ -66,7 +67,9 @@ def _check_average(model, images, features, head):
     known = type(model).__module__.startswith(("timm.", "wegformer."))  # their forward is features, then head
     logits = (model.forward_head(features) if known else model(images)).float()
     mean = head(features.to(head.weight.dtype).mean((2, 3))).float()
-    if len(logits) and not (logits - mean).abs().max() <= 0.05 * (1 + mean.abs().max()):  # half precision is not exact
+    half = features.dtype in (torch.bfloat16, torch.float16)  # not exact
+    near = 0.05 * (1 + mean.abs().max()) if half else 1e-3 * mean.abs().max()
+    if len(logits) and not (logits - mean).abs().max() <= near:
         check_finite(features, model, images)
         raise InputError(f"{lacks}: between its features and its logits lies more than an average and a linear head.")
 

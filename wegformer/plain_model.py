@@ -93,13 +93,13 @@ def _merged(module: nn.Module, name: str) -> nn.Module:
 # %% ../nbs/workshop/07b_plain_model.ipynb #c050fe6c
 def _notes(module: nn.Module) -> tuple[str, ...]:
     "Attributes of a module object that change how its class's forward is called, and nothing else."
-    own, forward = vars(module), type(module).forward
+    own = vars(module)
     notes = ("_compiled_call_impl",) if own.get("_compiled_call_impl") is not None else ()
     if "forward" in own:
         before = getattr(own["forward"], "_torchdynamo_orig_callable", None)
         if getattr(own["forward"], "__module__", "") == "accelerate.utils.operations":
             before = own.get("_original_forward")
-        if getattr(before, "__func__", None) is forward and before.__self__ is module:
+        if getattr(before, "__func__", None) is type(module).forward and before.__self__ is module:
             notes += ("forward", "_original_forward")
     return notes
 
