@@ -68,7 +68,7 @@ class _ChainOptions:
         return chain(absolute_paths(self.config), self.workers)
 
     def folder(self, stage: Stage) -> Path:
-        "A stage's folder, made if it has to be. With a shard the command may end here: its part is done, others are not."
+        "A stage's folder, made if it has to be; the command ends here where other shards are still to come."
         try:
             with sharded(read_shard(self.shard) if self.shard else None):
                 return run(stage, open_cache(self.cache))
