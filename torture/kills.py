@@ -27,7 +27,7 @@ def kills(count: int, seed: int = 0) -> Iterator[Case]:
         while True:
             child = start(whole_run(cache, variant))
             if done + len(hit) < count:
-                child.until(lambda: False, rng.uniform(0, whole.seconds))
+                child.until(lambda: False, rng.uniform(0, whole.seconds / 2))  # so that a run meets several
                 number = rng.choice(SIGNALS)
                 if child.kill(number):
                     hit.append((running(cache), signal.Signals(number).name, child))

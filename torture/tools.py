@@ -23,6 +23,7 @@ from wegformer.cli import main
 from wegformer.config import override, preset
 from wegformer.pipeline import Chain, chain
 from wegformer.stages import Stage, run
+from wegformer.toyvoc import make_toy_voc
 
 NOBODY = 65534
 PATIENCE = 300  # seconds until a child counts as hanging
@@ -172,16 +173,18 @@ VARIANTS: dict[str, dict] = {  # that have all stages between them: what each ch
     "CRF": {"segmenter.crf": True},
     "initial stage": {"pretrain.masks": True},
 }
+SMALL = {"data.toy_train": 12, "data.toy_val": 4}
 
 
 def stages(variant: str = "plain") -> Chain:
-    return chain(override(preset("smoke"), VARIANTS[variant]), workers=2 if "workers" in variant else 0)
+    workers = 2 if "workers" in variant else 0
+    return chain(override(preset("smoke"), SMALL | VARIANTS[variant]), workers)
 
 
 def options(variant: str = "plain") -> list[str]:
     "The same on the command line."
-    named = VARIANTS[variant].items()
-    own = [part for k, v in named for part in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+    named = [(f"--{k.removeprefix('data.').replace('_', '-')}", v) for k, v in (SMALL | VARIANTS[variant]).items()]
+    own = [part for k, v in named for part in ([k] if v is True else [k, str(v)])]
     return ["--preset", "smoke", *own, *(["--workers", "2"] if "workers" in variant else [])]
 
 
@@ -257,15 +260,21 @@ def work_folder() -> Path:
 
 
 @cache
+def toy() -> Path:
+    "The drawn data that all runs share."
+    root = work_folder() / "home"
+    child = start(lambda: print(make_toy_voc(train=12, val=4))).wait()
+    return root / child.said
+
+
+@cache
 def reference(variant: str = "plain") -> Reference:
     "The undisturbed run of a variant; made once."
     cache = work_folder() / f"reference {variant}"
+    toy()
     child = start(whole_run(cache, variant)).wait()
     if child.status:
         raise RuntimeError(f"the undisturbed run {variant!r} failed: {child.text}")
-    shutil.rmtree(timed := work_folder() / "timed", ignore_errors=True)
-    child = start(whole_run(timed, variant)).wait()  # again, now that the data are drawn
-    shutil.rmtree(timed)
     return Reference(cache, snapshot(cache), child.seconds)
 
 
