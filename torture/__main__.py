@@ -1,9 +1,9 @@
 """Try it all, print how each kind of fault was answered, and end with 1 where one was answered wrongly.
 
-    python -m torture                    # 20 kills, everything once: some 20 minutes on two cores
-    python -m torture --sample           # a part of it, in some 5 minutes
-    python -m torture --only disk races
-    python -m torture --kills 100 --record   # what docs/reliability.md tells
+python -m torture                    # 20 kills, everything once: some 20 minutes on two cores
+python -m torture --sample           # a part of it, in some 5 minutes
+python -m torture --only disk races
+python -m torture --kills 100 --record   # what docs/reliability.md tells
 """
 
 import argparse
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, help="how many; default: 20, in a sample 4")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--only", nargs="+", choices=["kills", *THEMES], help="themes; default: all")
-    parser.add_argument("--record", action="store_true", help="keep the counts in benchmarks/results, the curve in docs")
+    parser.add_argument("--record", action="store_true", help="keep the counts in benchmarks/results")
     parser.add_argument("--verbose", action="store_true", help="print every case")
     return parser.parse_args()
 

@@ -1,7 +1,7 @@
 """Data folders with faults: those of a list, and as many as one likes by chance. None is silent, none a traceback.
 
-A list is `FAULTS` in tests/faults.py, if it is there: objects with `name`, `area`, `damage(root)`, and `answer`, which is
-"refused", "warned" or "read".
+A list is `FAULTS` in tests/faults.py, if it is there: objects with `name`, `area`, `damage(root)`, and `answer`, which
+is "refused", "warned" or "read".
 """
 
 import importlib.util
@@ -142,4 +142,6 @@ def data(sample: bool) -> Iterator[Case]:
     found = [eval(line, {"Case": Case}) for line in cases.read_text().splitlines()]
     yield from found
     if child.status or not found:
-        yield Case("data", "changed by chance", f"after {len(found)}", "goes on", f"status {child.status}: {child.said}", False)
+        yield Case(
+            "data", "changed by chance", f"after {len(found)}", "goes on", f"{child.status}: {child.said}", False
+        )

@@ -23,7 +23,7 @@ from wegformer.reproduce import reproduce
 from .tools import Case, call, refused, start, toy, work_folder, wrong_refusal
 
 MEMORY = 1536 << 20  # bytes that a child may take beyond what the package takes
-SECONDS = 90
+SECONDS = 45
 MARKER = "executed"  # a file of this name in the folder means that hostile code has run
 
 
@@ -99,7 +99,8 @@ def voc(place: str, content: bytes | str | Callable[[Path], object]) -> Callable
 
     def make(folder: Path) -> Path:
         root = Path(shutil.copytree(toy(), folder / "voc"))
-        path = root / place.format(first=next(iter(sorted((root / "JPEGImages").iterdir()))).stem)
+        names = sorted(p.stem for p in (root / "JPEGImages").iterdir())
+        path = root / place.format(first=names[0], last=names[-1])
         path.unlink(missing_ok=True)
         path.parent.mkdir(exist_ok=True)
         if callable(content):
@@ -177,7 +178,9 @@ def detector(path: Path) -> list:
 LAUGHS = "<!DOCTYPE a [<!ENTITY l0 'ha'>" + "".join(
     f"<!ENTITY l{i} '{f'&l{i - 1};' * 10}'>" for i in range(1, 10)
 ) + "]><annotation><object><name>&l9;</name></object></annotation>"  # fmt: skip
-OUTSIDE = "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation><object><name>&x;</name></object></annotation>"
+OUTSIDE = (
+    "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation><object><name>&x;</name></object></annotation>"
+)
 DEEP = "[" * 100_000 + "]" * 100_000
 
 FILES: list[tuple[str, str, Callable[[Path], Path], Callable[[Path], list]]] = [
@@ -197,7 +200,8 @@ FILES: list[tuple[str, str, Callable[[Path], Path], Callable[[Path], list]]] = [
     ("safetensors", "a shape of 2^60", safetensors(dict(a=tensor(0, 16, shape=(1 << 60,)))), explain),
     ("safetensors", "an unknown type", safetensors(dict(a=tensor(0, 16, dtype="X9"))), predict),
     ("safetensors", "metadata that are code", safetensors(
-        {"__metadata__": dict(config="__import__('os').mkdir('executed')", classes="[]"), "a": tensor(0, 64, shape=(16,))}
+        {"__metadata__": dict(config="__import__('os').mkdir('executed')", classes="[]"),
+         "a": tensor(0, 64, shape=(16,))}
     ), explain),
     ("safetensors", "metadata of a huge model", safetensors(
         {"__metadata__": dict(config=json.dumps(dict(model="vit_giant_patch14_dinov2")), classes="[\"b\", \"c\"]"),
@@ -210,7 +214,7 @@ FILES: list[tuple[str, str, Callable[[Path], Path], Callable[[Path], list]]] = [
     ("pictures", "a PNG of 60,000 by 60,000", written("a.png", png(60_000, 60_000)), picture),
     ("pictures", "a PNG of 2^31 by 2^31", written("a.png", png(2**31 - 1, 2**31 - 1, 0)), picture),
     ("pictures", "a PNG of no height", written("a.png", png(10, 0)), picture),
-    ("pictures", "a mask of 60,000 by 60,000", voc("SegmentationClass/{first}.png", png(60_000, 60_000)), masks),
+    ("pictures", "a mask of 60,000 by 60,000", voc("SegmentationClass/{last}.png", png(60_000, 60_000)), masks),
     ("pictures", "a link to itself", looped, picture),
     ("pictures", "an endless device", lambda f: Path("/dev/zero"), picture),
     ("pictures", "a pipe that nobody fills", lambda f: os.mkfifo(f / "a.jpg") or f / "a.jpg", picture),
@@ -277,5 +281,8 @@ def hostile(sample: bool) -> Iterator[Case]:
     (folder := work_folder() / "report").mkdir()
     child = start(call("report", report(folder), "--out", folder / "report.html")).wait(SECONDS)
     page = (folder / "report.html").read_text() if child.status == 0 else ""
-    wrong = wrong_refusal(child) if child.status else "its tags are live" * any(t in page for t in ("<script>doc", "<img src=x"))
-    yield Case("hostile", "notebooks", "a run's record with scripts", "escaped, or refused", wrong or "escaped", not wrong)
+    live = any(tag in page for tag in ("<script>doc", "<img src=x"))
+    wrong = wrong_refusal(child) if child.status else "its tags are live" if live else ""
+    yield Case(
+        "hostile", "notebooks", "a run's record with scripts", "escaped, or refused", wrong or "escaped", not wrong
+    )

@@ -1,4 +1,4 @@
-"""Runs are killed at random moments and started again, until they are done: the results must equal an undisturbed run's."""
+"""Runs are killed at random moments and started again until they are done; they must equal an undisturbed run."""
 
 import random
 import shutil

@@ -73,6 +73,10 @@ def ranks(command: Callable[[], int], count: int = 2) -> list[Child]:
     return [start(command, RANK=str(i), LOCAL_RANK=str(i), **setting) for i in range(count)]
 
 
+def _appears(cache: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(cache.glob(pattern))
+
+
 def a_rank_dies(sample: bool) -> Iterator[Case]:
     "In a stage that trains, and in one that is shared."
     cache = work_folder() / "ranks"
@@ -80,13 +84,14 @@ def a_rank_dies(sample: bool) -> Iterator[Case]:
     for stage, victim, seen in (("classifier", 1, "classifier-*/checkpoint.pt"), ("attention", 0, "attention-*/*.npz"),
                                 ("segmenter", 0, "segmenter-*/checkpoint.pt"))[: 2 if sample else 3]:  # fmt: skip
         children = ranks(command)
-        there = children[victim].until(lambda: any(cache.glob(seen))) and children[victim].kill()
+        there = children[victim].until(_appears(cache, seen)) and children[victim].kill()
         began, other = time.monotonic(), children[1 - victim].wait(GRACE + 30)
         took = time.monotonic() - began
         wrong = "" if there else "nothing was killed"
-        wrong = wrong or (f"the other took {took:.0f} s" if took > GRACE else "" if other.status else "the other ended well")
+        wrong = wrong or (f"the other took {took:.0f} s" if took > GRACE else "")
+        wrong = wrong or ("" if other.status else "the other ended well")
         wrong = wrong or ("traceback" if "Traceback" in other.text else "")
-        yield Case("races", "a rank dies", f"rank {victim} in {stage}", f"the other ends within {GRACE} s, with an error",
+        yield Case("races", "a rank dies", f"rank {victim} in {stage}", f"the other ends in {GRACE} s, with an error",
                    wrong or f"{took:.1f} s: {other.said}", not wrong)  # fmt: skip
     children = [child.wait() for child in ranks(command)]
     wrong = next((f"status {c.status}: {c.said}" for c in children if c.status), "")

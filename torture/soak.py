@@ -18,7 +18,7 @@ from wegformer.training import save_weights
 
 from .tools import Case, start, toy, work_folder
 
-GROWTH = 32 << 20  # bytes that the second half of a phase may add to the memory: what a thousandth of leaks would exceed
+GROWTH = 32 << 20  # bytes that the second half of a phase may add to the memory
 
 
 def many(count: int) -> Path:
@@ -40,6 +40,7 @@ def many(count: int) -> Path:
 
 def _tiny(classes: tuple[str, ...]) -> Stage:
     "A classifier of random weights in the place of a trained one."
+
     def make(out: Path, needs: dict) -> None:
         recipe = ClassifierConfig(model="vit_toy_patch8_96", pretrained=False)
         model = create_classifier(recipe.model, len(classes) - 1, pretrained=False)
@@ -96,7 +97,8 @@ def draw(rows: list[tuple], path: Path) -> None:
 
 def soak(sample: bool, figure: Path | None = None) -> Iterator[Case]:
     count, cache = 300 if sample else 10_000, work_folder() / "soaked"
-    child, rows = start(lambda: _work(root, cache)) if (root := many(count)) else None, []
+    root, rows = many(count), []
+    child = start(lambda: _work(root, cache))
     while not child.poll():
         try:
             rows.append(_sample(child.pid, cache))

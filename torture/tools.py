@@ -232,7 +232,8 @@ def difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     "The first difference of two snapshots in words; nothing where they are equal."
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
-            return f"{name} " + ("is missing" if name not in ours else "is too much" if name not in theirs else "differs")
+            what = "is missing" if name not in ours else "is too much" if name not in theirs else "differs"
+            return f"{name} {what}"
     return ""
 
 

@@ -329,7 +329,7 @@ def _read_checkpoint(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        cause = str(error).partition(".")[0].splitlines()[0]
+        cause = "".join(str(error).partition(".")[0].splitlines()[:1]) or "it is cut short"
     if is_main():
         tqdm.write(f"Checkpoint {path} cannot be read ({cause}): the training starts from the beginning.")
     return None
