@@ -30,16 +30,16 @@ def kills(count: int, seed: int = 0) -> Iterator[Case]:
                 child.until(lambda: False, rng.uniform(0, whole.seconds / 2))  # so that a run meets several
                 number = rng.choice(SIGNALS)
                 if child.kill(number):
-                    hit.append((running(cache), signal.Signals(number).name, child))
+                    hit.append((running(cache), signal.Signals(number).name, child, child.orphans()))
                     continue
             child.wait()
             break
         wrong = f"status {child.status}: {child.said}" if child.status else difference(snapshot(cache), whole.files)
         wrong = wrong or next((f"{p.name} is left" for p in leftovers(cache)), "")
-        for stage, name, killed in hit:
-            loud = f"; {name} ended with a traceback" if "Traceback" in killed.text else ""
-            yield Case("kills", stage, f"{variant}, {name}, run {n}", "the same results", (wrong or "equal") + loud,
-                       not wrong and not loud)  # fmt: skip
+        for stage, name, killed, orphans in hit:
+            fault = wrong or (f"{name} ended with a traceback" if "Traceback" in killed.text else "")
+            fault = fault or (f"{len(orphans)} processes stayed behind" if orphans else "")
+            yield Case("kills", stage, f"{variant}, {name}, run {n}", "the same results", fault or "equal", not fault)
         done += len(hit)
         shutil.rmtree(cache)
         if done >= count:

@@ -96,13 +96,13 @@ def draw(rows: list[tuple], path: Path) -> None:
 
 
 def soak(sample: bool, figure: Path | None = None) -> Iterator[Case]:
-    count, cache = 300 if sample else 10_000, work_folder() / "soaked"
+    count, cache = 200 if sample else 10_000, work_folder() / "soaked"
     root, rows = many(count), []
     child = start(lambda: _work(root, cache))
     while not child.poll():
         try:
             rows.append(_sample(child.pid, cache))
-        except (OSError, ValueError):  # it has just ended
+        except (OSError, ValueError, KeyError):  # it has just ended
             continue
         sleep(0.02 if sample else 0.5)
     name, wrong = f"{count} pictures", f"status {child.status}: {child.said}" if child.status else ""

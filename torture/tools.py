@@ -87,6 +87,15 @@ class Child:
         self.wait()
         return True
 
+    def orphans(self, seconds: float = 15) -> list[int]:
+        "Processes that it started and that outlive it by some seconds; they are ended here."
+        deadline = time.monotonic() + seconds
+        while (found := _of_session(self.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        return found
+
     @property
     def text(self) -> str:
         return self.output.read_text(errors="replace")
@@ -95,6 +104,19 @@ class Child:
     def said(self) -> str:
         "The last line that it printed."
         return (self.text.strip().splitlines() or [""])[-1]
+
+
+def _of_session(number: int) -> list[int]:
+    "The living processes of a session, which the child of that number leads."
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(session) == number and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 def start(
@@ -113,6 +135,7 @@ def start(
         return Child(pid, Path(output))
     status = 70  # of an exception that nothing caught
     try:
+        os.setsid()  # so that what it starts can be found
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
