@@ -227,6 +227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'wegformer.crf.CRFParams.preset': ('workshop/crf.html#crfparams.preset', 'wegformer/crf.py'),
                                'wegformer.crf._as_array': ('workshop/crf.html#_as_array', 'wegformer/crf.py'),
                                'wegformer.crf._densecrf': ('workshop/crf.html#_densecrf', 'wegformer/crf.py'),
+                               'wegformer.crf._end_with_parent': ('workshop/crf.html#_end_with_parent', 'wegformer/crf.py'),
                                'wegformer.crf._infer': ('workshop/crf.html#_infer', 'wegformer/crf.py'),
                                'wegformer.crf._many': ('workshop/crf.html#_many', 'wegformer/crf.py'),
                                'wegformer.crf._pool': ('workshop/crf.html#_pool', 'wegformer/crf.py'),
