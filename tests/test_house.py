@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = """errors storage pictures data check
+ROOMS = """errors storage pictures masks lists labels data check
     networks.toy networks.resnet38 toydrawings toyvoc figures processes training classifier vit kernels.launch
     rules last_block attention_rule all_blocks relevance heatmaps attention soft_erase label_inputs pseudo_labels crf
     deeplab segmentation evaluation config splits stages pretraining pipeline experiment reproduce records report

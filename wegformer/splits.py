@@ -21,14 +21,15 @@ from .toyvoc import make_toy_voc
 
 # %% ../nbs/workshop/12a_splits.ipynb #df12a15d
 def _open(data: DataConfig, which: str, masks: Path | None) -> VOCDataset:
-    "The whole split; the embedded data set is drawn when no folder is named."
+    "A split; the embedded data set is drawn when no folder is named."
     root = data.voc_root or make_toy_voc(train=data.toy_train, val=data.toy_val, seed=data.toy_seed)
     for item in data.saliency:
         if "=" not in item:
             raise InputError(f"saliency is {item!r}; expected NAME=FOLDER.")
     saliency = dict(item.split("=", 1) for item in data.saliency) or None
-    split = data.train_split if which == "train" else data.val_split
-    return VOCDataset(Path(root), split, labels=data.label_source, saliency=saliency, masks=masks)
+    split, limit = (data.train_split, data.limit_train) if which == "train" else (data.val_split, data.limit_val)
+    return VOCDataset(Path(root), split, labels=data.label_source, saliency=saliency, masks=masks,
+                      orientation=data.orientation, limit=limit)
 
 # %% ../nbs/workshop/12a_splits.ipynb #e9251383
 class Split:
@@ -41,7 +42,6 @@ class Split:
         masks: Path | None = None,  # a folder of masks in place of the ground truth
     ):
         self._opening = data, which, masks
-        self._limit = data.limit_train if which == "train" else data.limit_val
 
     @cached_property
     def _voc(self) -> VOCDataset:
@@ -50,7 +50,7 @@ class Split:
     @cached_property
     def ids(self) -> list[str]:
         "The images' names."
-        return self._voc.ids[:self._limit]
+        return self._voc.ids
 
     def __len__(self) -> int:
         return len(self.ids)
