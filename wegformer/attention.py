@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,30 +21,29 @@ from tqdm import tqdm
 from .classifier import normalize, patch_size, resize_to_patches
 from .data import InputError, VOCDataset, atomic_write
 from .heatmaps import METHODS
+from .options import UNIQUE, at_least, check_fields, one_of
 from .training import autocast, resolve_precision
 
 # %% ../nbs/method/05_attention.ipynb #a3b38863
 @dataclass(frozen=True)
 class AttentionConfig:
     "How attention maps are made from a classifier."
-    method: str = "dtd"  # one of METHODS
+    method: str = "dtd"  # cam, grad_cam, attention, rollout, dtd, or another of METHODS
     start_block: int | None = None  # dtd: first block of the product; None: the last block alone (paper)
     blocks: tuple[int, ...] = ()  # dtd: several first blocks, a map for each from one walk; in place of start_block
     clamp: bool = True  # dtd: clamp gradient x relevance at 0 before the mean over heads (Chefer et al.)
     gradient: bool = True  # dtd: weigh relevance by the gradient
-    seed: str = "one_hot"  # dtd: relevance starts from 1, or from the "logit" (eq. 1)
+    seed: Literal["one_hot", "logit"] = "one_hot"  # dtd: relevance starts from 1, or from the "logit" (eq. 1)
     long_side: int = 500  # pixels at scale 1 (paper)
     scales: tuple[float, ...] = (0.5, 1.0, 1.5)
     flip: bool = True  # the mirrored photograph, too
-    join: str = "sum"  # over scales and mirror images; or "max" (DRS)
-    precision: str = "auto"  # of the blocks before the explained one: "bf16", "no"
+    join: Literal["sum", "max"] = "sum"  # over scales and mirror images; or "max" (DRS)
+    precision: Literal["auto", "bf16", "no"] = "auto"  # of the blocks before the explained one
 
     def __post_init__(self):
         "InputError for a value that makes no sense."
-        if self.method not in METHODS:
-            raise InputError(f"attention.method is {self.method!r}; expected one of: {', '.join(METHODS)}.")
-        if self.join not in ("sum", "max"):
-            raise InputError(f"attention.join is {self.join!r}; expected 'sum' or 'max'.")
+        check_fields(self, "attention.", {
+            "method": one_of(METHODS), "long_side": at_least(1), "start_block blocks": at_least(0), "blocks": UNIQUE})
         if self.blocks and (self.method != "dtd" or self.start_block is not None):
             raise InputError(f"attention.blocks is {self.blocks}; "
                              "expected no start_block beside it, and the method 'dtd'.")

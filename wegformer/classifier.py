@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['mean_std', 'normalize', 'patch_size', 'resize_to_patches', 'predict_logits', 'average_precision',
            'mean_average_precision', 'ClassifierConfig', 'RandomLongSide', 'train_transform', 'ClassificationSet',
-           'train_classifier', 'create_classifier', 'load_classifier']
+           'train_classifier', 'create_classifier', 'check_crop', 'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
 import difflib, json, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import safetensors
@@ -29,6 +31,7 @@ import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .data import InputError, VOCDataset, atomic_write, without_nan
 from .processes import is_main, mine, progress_bar, whole
+from .options import ASCENDING, PATH, Rule, at_least, between, check_fields, more_than, one_of, short_cause
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e03
@@ -107,7 +110,7 @@ class ClassifierConfig:
     "How the classifier is made and trained."
     model: str = "deit_base_patch16_224.fb_in1k"  # a timm ViT with a class token, or a CNN
     pretrained: bool = True  # start from timm's weights
-    weights: str | None = None  # start from this checkpoint instead
+    weights: Annotated[str | None, PATH] = None  # start from this checkpoint instead
     output_stride: int | None = None  # CNN: pixels per cell of its features; None: as the model has it
     steps: int = 6614  # optimiser steps; 10 epochs of train_aug (10,582 images) at batch 16
     batch_size: int = 16  # images (paper)
@@ -120,14 +123,13 @@ class ClassifierConfig:
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)  # brightness, contrast, saturation, hue
     eval_long_side: int = 500  # pixels, for the mAP on val
     eval_every: int | None = None  # steps between measurements of the mAP; None: each epoch
-    precision: str = "auto"  # "bf16", "no"
+    precision: Literal["auto", "bf16", "no"] = "auto"
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"classifier.schedule is {self.schedule!r}; expected one of: {', '.join(SCHEDULES)}.")
-        if self.steps < 1 or self.batch_size < 1:
-            raise InputError(f"classifier.steps and classifier.batch_size are {self.steps} and {self.batch_size}; "
-                             "expected at least 1.")
+        check_fields(self, "classifier.", {
+            "steps batch_size crop_size resize eval_long_side eval_every output_stride": at_least(1),
+            "lr": more_than(0), "weight_decay jitter": at_least(0), "flip": between(0, 1), "resize": ASCENDING,
+            "schedule": one_of(SCHEDULES), "jitter": Rule(lambda j: j[3] <= 0.5, "a hue of at most 0.5", whole=True)})
 
 # %% ../nbs/method/01_classifier.ipynb #f442b7d8
 class RandomLongSide(v2.Transform):
@@ -271,6 +273,13 @@ def _heads(net: nn.Module) -> list[str]:
 # %% ../nbs/method/01_classifier.ipynb #a1a55e24
 _EXPECTED = "expected a timm ViT with a class token, or a CNN with a linear head behind the average of its features"
 
+def _check_name(model: str) -> None:
+    "InputError when timm has no such model, with names that are near."
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models() + timm.list_pretrained(), n=3)
+        raise InputError(f"Model {model!r} is not known to timm {timm.__version__}; "
+                         f"expected one such as: {', '.join(near) or 'deit_base_patch16_224'}.")
+
 def create_classifier(
     model: str = "deit_base_patch16_224.fb_in1k",  # a timm ViT with a class token, or a CNN
     num_classes: int | None = 20,  # logits; None: those of the pretrained weights, head and all
@@ -279,16 +288,13 @@ def create_classifier(
     output_stride: int | None = None,  # CNN: pixels per cell of its features; None: as the model has it
 ) -> nn.Module:
     "A multi-label classifier for inputs of any size; InputError when it is unfit or its weights cannot be had."
-    if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models() + timm.list_pretrained(), n=3)
-        raise InputError(f"Model {model!r} is not known to timm {timm.__version__}; "
-                         f"expected one such as: {', '.join(near) or 'deit_base_patch16_224'}.")
+    _check_name(model)
     try:
         classes = {} if num_classes is None else dict(num_classes=num_classes)
         net = _create(model, output_stride, pretrained=pretrained and weights is None, **classes).eval()
     except (OSError, RuntimeError) as error:
-        cause = str(error).partition("\n")[0]
-        raise InputError(f"The pretrained weights of {model!r} could not be loaded ({type(error).__name__}: {cause}). "
+        cause = f"{type(error).__name__}: {short_cause(error)}"
+        raise InputError(f"The pretrained weights of {model!r} could not be loaded ({cause}). "
                          "Offline? Download the model's model.safetensors on another machine and pass weights=PATH, "
                          "or start from random weights with pretrained=False.") from error
     if fault := _fault(net, output_stride):
@@ -296,6 +302,27 @@ def create_classifier(
     if weights is not None:
         load_weights(net, weights, skip=_heads(net) if classes else (), prepare=_adapt)
     return net
+
+# %% ../nbs/method/01_classifier.ipynb #79191342
+@cache
+def _patch_by_name(model: str) -> int:
+    "What both sides of a model's input must be multiples of; nothing is computed, its weights have shapes only."
+    try:
+        with torch.device("meta"):
+            return patch_size(timm.create_model(model))
+    except (RuntimeError, NotImplementedError):  # it computes something when it is made
+        return 1
+
+def check_crop(
+    model: str,  # timm's name
+    crop_size: int,  # pixels
+    option: str = "classifier.crop_size",
+) -> None:
+    "InputError when timm does not know the model, or the crop is no multiple of its patch."
+    _check_name(model)
+    patch = _patch_by_name(model)
+    if crop_size % patch:
+        raise InputError(f"{option} is {crop_size}; expected a multiple of {patch}, the patch of {model}.")
 
 # %% ../nbs/method/01_classifier.ipynb #91be6bba
 def load_classifier(
@@ -310,6 +337,6 @@ def load_classifier(
         config, classes = ClassifierConfig(**fields), tuple(header["classes"])
     except Exception as error:
         raise InputError(f"Weights {path} are not of a classifier that this package trained "
-                         f"({type(error).__name__}: {error}).") from error
+                         f"({type(error).__name__}: {short_cause(error)}).") from error
     model = create_classifier(config.model, len(classes) - 1, pretrained=False, output_stride=config.output_stride)
     return load_weights(model, path).eval(), config, classes

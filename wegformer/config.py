@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DataConfig', 'LabelConfig', 'PretrainConfig', 'Config', 'flatten', 'override', 'diff', 'preset',
-           'network_recipe', 'cnn_baseline', 'label_rule', 'resolved']
+           'network_recipe', 'cnn_baseline', 'label_rule', 'resolved', 'check_fit']
 
 # %% ../nbs/workshop/12_config.ipynb #8ced2dd9
 import dataclasses
@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .attention import AttentionConfig
-from .classifier import ClassifierConfig
+from .classifier import ClassifierConfig, check_crop
 from .data import InputError
+from .options import NAMED_PATH, PATH, SEED, UNIQUE, at_least, between, check_fields, split_named
 from .pseudo_labels import LabelRule
 from .segmentation import RECIPES, SegmenterConfig
 from .training import resolve_precision
@@ -26,8 +27,9 @@ from .training import resolve_precision
 @dataclass(frozen=True)
 class DataConfig:
     "Which pictures."
-    voc_root: str | None = None  # a folder in VOC's layout; None: the embedded data set is drawn
-    saliency: tuple[str, ...] = ()  # NAME=FOLDER of saliency maps; default: every folder in voc_root/saliency
+    voc_root: Annotated[str | None, PATH] = None  # a folder in VOC's layout; None: the embedded data set is drawn
+    # NAME=FOLDER of saliency maps; default: every folder in voc_root/saliency
+    saliency: Annotated[tuple[str, ...], NAMED_PATH] = ()
     train_split: str = "train_aug"  # list in ImageSets/Segmentation
     val_split: str = "val"
     # of the image-level labels; never the masks unless asked
@@ -38,6 +40,12 @@ class DataConfig:
     toy_train: int = 1200  # pictures that the embedded data set draws
     toy_val: int = 200
     toy_seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self, "", {"limit_train limit_val toy_train toy_val": at_least(1), "toy_seed": SEED})
+        names = [split_named(item)[0] for item in self.saliency]
+        if len(set(names)) < len(names):
+            raise InputError(f"saliency is {self.saliency!r}; expected names that differ.")
 
 @dataclass(frozen=True)
 class LabelConfig:
@@ -52,6 +60,10 @@ class LabelConfig:
     # wegformer: further ones of attention.blocks that are mined, too (POM; EPOM reads one map only)
     mine_blocks: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        check_fields(self, "labels.", {"threshold": between(0, 255), "block mine_blocks": at_least(0),
+                                       "mine_blocks": UNIQUE})
+
 # %% ../nbs/workshop/12_config.ipynb #b215f104
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -61,6 +73,9 @@ class PretrainConfig:
     mask_steps: int = 600  # of the whole network
     # of a toy backbone whose weights the package does not hold, on image labels, as with ImageNet
     label_steps: int = 700
+
+    def __post_init__(self):
+        check_fields(self, "pretrain.", {"images mask_steps label_steps": at_least(1)})
 
 @dataclass(frozen=True)
 class Config:
@@ -77,6 +92,9 @@ class Config:
 
     seed: int = 0
 
+    def __post_init__(self):
+        check_fields(self, "", {"rounds": between(1, 20), "seed": SEED})
+
 # %% ../nbs/workshop/12_config.ipynb #66d85e83
 def flatten(
     config: Any,  # a dataclass
@@ -89,6 +107,19 @@ def flatten(
         nested = dataclasses.is_dataclass(value)
         flat |= flatten(value, f"{prefix}{f.name}.") if nested else {prefix + f.name: value}
     return flat
+
+# %% ../nbs/workshop/12_config.ipynb #87a9ed0f
+def as_dotted(
+    message: str,
+    config: Any,  # a dataclass
+    prefix: str = "",  # of its fields where they are typed
+) -> str:
+    "A message that names a field by its dotted name, not by its class: SegmenterConfig.lr becomes segmenter.lr."
+    message = message.replace(f"{type(config).__name__}.", prefix)
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            message = as_dotted(message, value, f"{prefix}{name}.")
+    return message
 
 # %% ../nbs/workshop/12_config.ipynb #02ae5436
 def _coerce(name: str, value: Any, old: Any) -> Any:
@@ -117,7 +148,10 @@ def override(
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "one of " + ", ".join(known)
             raise InputError(f"Setting {name!r} is not known; did you mean {near}?")
-        config = _replace(config, name.split("."), _coerce(name, value, known[name]))
+        try:
+            config = _replace(config, name.split("."), _coerce(name, value, known[name]))
+        except InputError as error:
+            raise InputError(as_dotted(str(error), config)) from None
     return config
 
 def diff(config: Config, base: Config) -> dict[str, Any]:
@@ -190,3 +224,11 @@ def label_rule(
 def resolved(config):
     "One step's settings with the precision that this machine computes in."
     return dataclasses.replace(config, precision=resolve_precision(config.precision))
+
+# %% ../nbs/workshop/12_config.ipynb #4b5c80ba
+def check_fit(config: Config) -> None:
+    "InputError where values do not go together, or a model is not known."
+    check_crop(config.classifier.model, config.classifier.crop_size)
+    if config.labels.block is not None and config.labels.block not in config.attention.blocks:
+        raise InputError(f"labels.block is {config.labels.block}; expected one of attention.blocks, "
+                         f"which is {config.attention.blocks}.")

@@ -116,11 +116,13 @@ class VOCDataset:
 @patch
 def image_path(self: VOCDataset, i: int) -> Path:
     "Where photograph i lies; InputError where two files have its id."
-    name = self.ids[i]
-    files = self._files.get(name, [f"{name.rpartition('/')[2]}.jpg"])
-    if len(files) > 1:
-        raise InputError(f"Image {self.root / 'JPEGImages' / name} is there as {' and '.join(files)}; expected one.")
-    return (self.root / "JPEGImages" / name).parent / files[0]
+    name, folder = self.ids[i], self.root / "JPEGImages"
+    if name not in self._files:
+        return folder / f"{name}.jpg"
+    first, *others = self._files[name]
+    if others:
+        raise InputError(f"Image {folder / name} is there as {first} and {others[0]}; expected one.")
+    return (folder / name).with_name(first)
 
 @patch
 def image(self: VOCDataset, i: int) -> tv_tensors.Image:  # (3, H, W) uint8

@@ -20,6 +20,7 @@ from torch import nn
 
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .data import InputError
+from .options import short_cause
 from .training import load_weights
 
 # %% ../nbs/workshop/10_deeplab.ipynb #7400bd92
@@ -123,7 +124,7 @@ def create_backbone(
     try:
         statistics = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise InputError(f"Backbone {name!r} is not known to timm: {error}") from None
+        raise InputError(f"Backbone {name!r} is not known to timm: {short_cause(error)}.") from None
     net = _make_backbone(name, output_stride, pretrained and weights is None)
     if weights is not None:
         _load_backbone(net, name, weights)

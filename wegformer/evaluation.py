@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from .data import IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask, without_nan
+from .figures import plain_text
 
 # %% ../nbs/method/09_evaluation.ipynb #b90bf757
 def confusion(
@@ -162,7 +163,7 @@ def show_confusion(
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "The confusion matrix, each true class's row in percent."
-    matrix, names = np.array(evaluation.confusion, dtype=float), list(evaluation.iou)
+    matrix, names = np.array(evaluation.confusion, dtype=float), [plain_text(name, 24) for name in evaluation.iou]
     rows = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 0.36 * len(names) + 1.0  # inches
     ax = ax or plt.subplots(figsize=(side + 0.4, side), layout="constrained")[1]
@@ -295,7 +296,7 @@ def show_predictions(
     for ax, title in zip(axes[0], ("image", "truth", "prediction", "errors")):
         ax.set_title(title, fontsize=9)
     names = [("ignored" if c == IGNORE else dataset.classes[c], PALETTE[c] / 255) for c in sorted(present)]
-    handles = [Patch(facecolor=colour, edgecolor="0.5", linewidth=0.5, label=name)
+    handles = [Patch(facecolor=colour, edgecolor="0.5", linewidth=0.5, label=plain_text(name, 24))
                for name, colour in [*names, ("right", _RIGHT), ("wrong", _WRONG), ("not counted", _NOT_COUNTED)]]
     fig.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8, frameon=False, handlelength=1.2,
                columnspacing=1.2)

@@ -7,7 +7,9 @@ __all__ = ['HEAT_MAP', 'Row', 'run_row', 'write_table', 'format_number', 'format
            'show_columns', 'label_gallery', 'prediction_gallery', 'predict_split', 'class_table']
 
 # %% ../nbs/workshop/14_experiment.ipynb #849f0f48
+import html
 import json
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +25,10 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .attention import read_attention
-from .config import Config, flatten, label_rule, override, preset
+from .config import Config, check_fit, flatten, label_rule, override, preset
 from .data import IGNORE, VOCDataset, atomic_write, cache_dir, read_mask
 from .figures import class_legend, show_grid, show_image, show_label, show_map
+from .options import WORKERS, check_seeds, check_value, short_cause
 from .pipeline import chain, predict_with
 from .pseudo_labels import LabelRule
 from .splits import open_split
@@ -93,6 +96,7 @@ def run_row(
     result["config"] = flatten(row.config)
     cache = Path(cache or cache_dir() / "stages")
     try:
+        check_fit(row.config)
         for seed in seeds:
             done, records = _run_seed(_stages(row, override(row.config, {"seed": seed}), workers), cache, log)
             result["metrics"].append(done)
@@ -101,8 +105,9 @@ def run_row(
                 result["measures"].setdefault(HEAT_MAP, []).append(done["heatmap"]["miou"])
         result |= _summary(row, result["metrics"])
     except Exception as error:
-        log(f"row {row.name!r} failed: {error}")
-        result |= dict(status="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        cause = short_cause(error)
+        log(f"row {row.name!r} failed: {cause}.")
+        result |= dict(status="failed", error=f"{type(error).__name__}: {cause}.", traceback=traceback.format_exc())
     return result
 
 # %% ../nbs/workshop/14_experiment.ipynb #973dd41d
@@ -122,7 +127,7 @@ def write_table(
     rows: Sequence[Mapping[str, Any]],  # of run_row
     title: str = "",
 ) -> dict:
-    "Write a table's rows with the versions and the device they were made on, atomically; `mixed`: what these differ in."
+    "Write a table's rows with the versions and the device they were made on, atomically; `mixed`: what differs."
     made_with = _made_with(rows)
     joined = {name: ", ".join(values) for name, values in made_with.items()}
     result = dict(table=table, title=title, preset=preset_name, rows=list(rows), device=joined.pop("device"),
@@ -146,10 +151,15 @@ def format_mean(values: Sequence[float] | None) -> str:
 def _cells(row: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
     "A row's texts, one for each column."
     error = row["error"]
-    status = row["status"] if error is None else f"{row['status']}: {error.splitlines()[0][:90]}"
+    status = row["status"] if error is None else f"{row['status']}: {textwrap.shorten(error, 120, placeholder=' …')}"
     more = [format_mean(row.get("measures", {}).get(measure)) for measure in measures]
     return [row["name"], format_number(row["miou"], row["std"]), format_number(row["pseudo_label_miou"]), *more,
             format_number(row["paper"]), status]
+
+def _markdown(text: str) -> str:
+    "A text as a cell of a Markdown table shows it, letter by letter."
+    text = html.escape(" ".join(text.split()), quote=False)
+    return "".join("\\" + c if c in "|`[]$\\" else c for c in text)
 
 def format_table(
     rows: Sequence[Mapping[str, Any]],  # of run_row
@@ -162,6 +172,7 @@ def format_table(
     filled = [c for c, name in enumerate(header)
               if name in ("row", "mIoU val", "status") or any(line[c] for line in lines)]
     table = [[line[c] for c in filled] for line in [header, *lines]]
+    table = [list(map(_markdown, line)) for line in table] if markdown else table
     width, last = [max(map(len, column)) for column in zip(*table)], len(filled) - 1
     left = [c in (0, last) for c in range(last + 1)]  # texts on the left, numbers on the right
     cells = [[v.ljust(w) if to_left else v.rjust(w) for v, w, to_left in zip(line, width, left)] for line in table]
@@ -196,9 +207,11 @@ class Experiment:
     ) -> "Experiment":
         "From a notebook's parameters, checked; prints what there is to work with."
         own = {"data.voc_root": voc_root, "data.saliency": tuple(saliency)} | dict(config or {})
+        check_value("workers", workers, int, WORKERS)
         base = override(preset(preset_name), own)
+        check_fit(base)
         stages = Path(cache or cache_dir() / "stages")
-        made = cls(name, title, preset_name, base, tuple(seeds), Path(out), stages, workers)
+        made = cls(name, title, preset_name, base, check_seeds(seeds), Path(out), stages, workers)
         print(f"{len(made.train)} training and {len(made.val)} val images, {made.train.num_classes} classes; "
               f"saliency sets: {', '.join(made.train.saliency_folders) or 'none'}")
         return made
@@ -351,8 +364,8 @@ def predict_split(
 def class_table(results: Sequence[Mapping[str, Any]]) -> str:
     "IoU of each class on val for the first seed, as a Markdown table."
     ious = {r["name"]: r["metrics"][0]["evaluation"]["iou"] for r in _columns(results, "evaluation")}
-    lines = ["| class | " + " | ".join(ious) + " |", "|---|" + "---:|" * len(ious)]
+    lines = ["| class | " + " | ".join(map(_markdown, ious)) + " |", "|---|" + "---:|" * len(ious)]
     for name in next(iter(ious.values()), {}):
         cells = ["-" if iou[name] is None else f"{iou[name]:.1f}" for iou in ious.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_markdown(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -60,6 +60,7 @@ def _said(error: Exception) -> str:
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in text)
 
+# %% ../nbs/workshop/00b_pictures.ipynb #d19896f2
 def open_picture(
     path: Path,
     kind: str,  # what it is, for the sentence: Image, Mask, Saliency map
@@ -81,7 +82,7 @@ def open_picture(
     except Exception as error:  # decoders raise whatever they like
         raise InputError(f"{kind} {path} cannot be read as a picture: {_said(error)}.") from error
 
-# %% ../nbs/workshop/00b_pictures.ipynb #d481a1f5
+# %% ../nbs/workshop/00b_pictures.ipynb #95c76774
 @dataclass(frozen=True)
 class Header:
     "What a picture's header tells."
@@ -91,6 +92,7 @@ class Header:
     stored: str  # and for how they lie in the file
     format: str
 
+# %% ../nbs/workshop/00b_pictures.ipynb #b8d7e0e6
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
@@ -116,6 +118,7 @@ def _turn(picture: Image.Image, path: Path) -> int:
         return 0
     return turn if turn in _TURNS else 1
 
+# %% ../nbs/workshop/00b_pictures.ipynb #0ef712e5
 def read_header(
     picture: Image.Image,  # as open_picture gives it
     path: Path,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import InputError
+from .options import short_cause
 from .reproduce import notebook_names
 
 # %% ../nbs/workshop/15a_records.ipynb #a669f185
@@ -152,7 +153,7 @@ def read_table(
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"Table {path} cannot be read as JSON: {error}.") from error
+        raise InputError(f"Table {path} cannot be read as JSON: {short_cause(error)}.") from error
     try:
         return TableRecord(
             run=run, name=path.stem, title=_title(path.stem, _string(table.get("title"))),

@@ -6,6 +6,7 @@
 __all__ = ['CAUTION', 'REMINDER', 'write_report']
 
 # %% ../nbs/workshop/16_report.ipynb #19e0bcb0
+import glob
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from markupsafe import Markup
 
 from .data import atomic_write
 from .experiment import format_mean, format_number
+from .options import refuse_overwrite, require_ending
 from .records import RowRecord, TableRecord, Work, read_runs
 
 # %% ../nbs/workshop/16_report.ipynb #ba7b5032
@@ -183,7 +185,10 @@ def write_report(
     out: Path,  # the HTML page
 ) -> Path:  # `out`
     "Write all tables of all runs as one self-contained HTML page; InputError when a run holds none, or a broken one."
+    require_ending(out, (".html", ".htm"))
     found = read_runs(runs)
+    refuse_overwrite([(out, "report")], (file for run in runs for name in found
+                                         for file in Path(run).glob(f"{glob.escape(name)}.*")))
     tables = list(chain(*found.values()))
     rows = [row for table in tables for row in table.rows]
     counts = Counter(row.status for row in rows)

@@ -4,26 +4,36 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'FIRST', 'NOTEBOOKS', 'find_notebooks', 'notebook_names', 'notebook_path', 'Parameter',
-           'notebook_parameters', 'check_parameters', 'reproduce']
+           'notebook_parameters', 'parameter_help', 'own_parameter', 'check_parameters', 'absolute_parameters',
+           'NotebookFailed', 'reproduce']
 
 # %% ../nbs/workshop/15_reproduce.ipynb #ffd90628
 import ast
 import builtins
+import glob
 import json
 import logging
+import os
+import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bleach
 import nbformat
 import papermill as pm
 import typeguard
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 import wegformer
 from .data import InputError, atomic_write
+from .options import absolute, refuse_overwrite, short_cause, split_named
 
 # %% ../nbs/workshop/15_reproduce.ipynb #406f1fd0
 FOLDERS = ("tables", "figures", "extras")  # of nbs/, in the order in which all of it is best run
@@ -86,11 +96,41 @@ def notebook_parameters(
     try:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:
-        raise InputError(f"Notebook {path} cannot be read: {error}.") from error
+        raise InputError(f"Notebook {path} cannot be read: {short_cause(error)}.") from error
     cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if not cells:
         raise InputError(f"Notebook {path} has no cell tagged 'parameters': what is passed to it would be ignored.")
     return {parameter.name: parameter for parameter in _parameters(cells[0])}
+
+# %% ../nbs/workshop/15_reproduce.ipynb #1bfa68df
+def _line(parameter: Parameter) -> str:
+    "A parameter in the help."
+    return f"  {f'{parameter.name}: {parameter.kind}':<28} = {parameter.default!r:<8}  {parameter.help}"
+
+def parameter_help(name: str) -> str:
+    "What a notebook is called, and its parameters as its first cell documents them."
+    path = notebook_path(name)
+    parameters = notebook_parameters(path).values()
+    shared = ("preset", "voc_root", "saliency", "seeds", "config", "out", "cache", "workers")
+    title = nbformat.read(path, as_version=4).cells[0].source.replace("# ", "", 1).replace("\n\n> ", "\n")
+    return "\n".join([
+        title, "", "parameters of its own (--parameters NAME=VALUE ...):",
+        *([_line(p) for p in parameters if p.name not in shared] or ["  none"]), "",
+        "parameters that all have, as options:",
+        *(_line(p) for p in parameters if p.name in shared and p.name != "config"), "",
+        "any value of the configuration is an option as well, such as --segmenter.steps 100: "
+        "wegformer reproduce --help"])
+
+# %% ../nbs/workshop/15_reproduce.ipynb #197038d1
+def own_parameter(item: str) -> tuple[str, object]:
+    "NAME=VALUE as a name and a Python value; what is no literal is text."
+    key, _, text = item.partition("=")
+    if not key or not text:
+        raise InputError(f"--parameters got {item!r}; expected NAME=VALUE.")
+    try:
+        return key, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return key, text
 
 # %% ../nbs/workshop/15_reproduce.ipynb #a7d2b460
 def check_parameters(
@@ -103,46 +143,186 @@ def check_parameters(
         if name not in known:
             raise InputError(f"Notebook {path} has no parameter {name!r}; expected one of: {', '.join(known)}.")
         try:
-            typeguard.check_type(value, eval(known[name].kind or "object", vars(builtins)))
+            kind = eval(known[name].kind or "object", vars(builtins) | {"Path": str})  # a path is passed as text
+            typeguard.check_type(value, kind, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError:
             raise InputError(f"Parameter {name!r} of notebook {path} is {value!r}; "
                              f"expected {known[name].kind}.") from None
+        if value == "" and "Path" in known[name].kind:
+            raise InputError(f"Parameter {name!r} of notebook {path} is empty; expected a path.")
 
-# %% ../nbs/workshop/15_reproduce.ipynb #35906ef3
-def reproduce(
-    name: str,  # "table2", ...
-    out: Path,  # folder for NAME.ipynb, NAME.html, NAME.json
-    parameters: Mapping[str, Any],  # of the notebook's parameter cell; `out` is added
-    notebook: Path | None = None,  # another notebook than nbs/*/NAME.ipynb
-) -> dict:  # what NAME.json holds
-    "Execute a table's notebook headless; InputError when it cannot run, RuntimeError when a cell fails."
-    path, out = Path(notebook or notebook_path(name)), Path(out).resolve()
-    parameters = {**parameters, "out": str(out)}
-    check_parameters(path, parameters)
-    out.mkdir(parents=True, exist_ok=True)
-    for logger in ("papermill", "traitlets"):  # papermill cannot read `str | None`; the parameters were checked above
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    executed, result = out / f"{name}.ipynb", out / f"{name}.json"
-    result.unlink(missing_ok=True)
-    try:
-        pm.execute_notebook(str(path), str(executed), parameters, cwd=str(out), progress_bar=False,
-                            stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=0)
-    except pm.PapermillExecutionError as error:
-        raise RuntimeError(f"Notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
-                           f"(see {executed}).") from error
-    finally:
-        _tidy(executed)
-    return json.loads(result.read_text())
+# %% ../nbs/workshop/15_reproduce.ipynb #885a3ec7
+def absolute_parameters(
+    path: Path,  # a notebook
+    parameters: Mapping[str, Any],
+) -> dict[str, Any]:
+    "The parameters with each file and folder named from the root."
+    made, known = dict(parameters), notebook_parameters(path)
+    for name, value in parameters.items():
+        if value and name in known and "Path" in known[name].kind:
+            made[name] = absolute(value)
+        elif value and name in known and known[name].help.startswith("NAME=FOLDER"):
+            made[name] = [f"{key}={absolute(place)}" for key, place in (split_named(item, name) for item in value)]
+    return made
 
-def _tidy(path: Path) -> None:
-    "Take the progress bars out of an executed notebook, and write it as HTML, too."
+# %% ../nbs/workshop/15_reproduce.ipynb #d03d9ab6
+def _paths_in(value: Any) -> Iterator[Path]:
+    "The absolute paths among parameters."
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _paths_in(item)
+    elif isinstance(value, str) and os.path.isabs(value.partition("=")[2] or value):
+        yield Path(value.partition("=")[2] or value)
+
+def _places(folders: Mapping[Path, str], parameters: Mapping[str, Any]) -> list[tuple[re.Pattern, str]]:
+    "Folders of this machine and what they are called instead, the longest first."
+    known = {path: f"…/{path.name}" for path in _paths_in(parameters)}
+    known |= {NOTEBOOKS.parent: "wegformer", Path(sys.prefix): "python", Path(tempfile.gettempdir()): "tmp"}
+    known |= {Path.home(): "~", **folders}
+    known |= {path.resolve(): name for path, name in known.items()}
+    longest = sorted((str(path) for path in known if len(path.parts) > 1), key=len, reverse=True)
+    return [(re.compile(re.escape(path) + r"(?![\w-])"), known[Path(path)]) for path in longest]
+
+def _without(value: Any, places: list[tuple[re.Pattern, str]]) -> Any:
+    "A notebook's content, pictures apart, without these folders."
+    if isinstance(value, str):
+        for pattern, name in places:
+            value = pattern.sub(name.replace("\\", r"\\"), value)
+    elif isinstance(value, dict):
+        value = type(value)({k: v if k.startswith("image/") else _without(v, places) for k, v in value.items()})
+    elif isinstance(value, list):
+        value = [_without(item, places) for item in value]
+    return value
+
+# %% ../nbs/workshop/15_reproduce.ipynb #1f4f4168
+_PAGE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block jupyter_widgets %}{% endblock %}"""
+
+_TAGS = {*"a b blockquote br code dd div dl dt em h1 h2 h3 h4 h5 h6 hr i img li ol p pre span strong sub sup".split(),
+         *"table tbody td th thead tr ul".split()}
+
+def _allowed(tag: str, name: str, value: str) -> bool:
+    "Whether a tag may keep an attribute: pictures come with the page or not at all."
+    return name in ("class", "id", "align", "alt", "title") or tag == "a" and name == "href" or (
+        tag == "img" and name == "src" and value.startswith("data:image/"))
+
+def _clean(html: str) -> str:
+    "HTML that neither runs nor loads anything."
+    return bleach.clean(str(html), _TAGS, _allowed, protocols={"http", "https", "mailto", "data"}, strip=True)
+
+def _tidy(path: Path, places: list[tuple[re.Pattern, str]]) -> None:
+    "Take progress bars and folders out of an executed notebook, and write it as HTML, too."
     if not path.is_file():
         return
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    html, _ = HTMLExporter().from_notebook_node(notebook)
+    notebook = nbformat.from_dict(_without(notebook, places))
+    exporter = HTMLExporter(raw_template=_PAGE, sanitize_html=True)
+    exporter.register_filter("clean_html", _clean)
+    html, _ = exporter.from_notebook_node(notebook, resources=dict(metadata=dict(name=path.stem)))
     for target, text in ((path, nbformat.writes(notebook)), (path.with_suffix(".html"), html)):
         with atomic_write(target, "w") as handle:
             handle.write(text)
+
+# %% ../nbs/workshop/15_reproduce.ipynb #9e72dce2
+def _alive(pid: str) -> bool:
+    "Whether a process of that number runs."
+    try:
+        return pid.isdigit() and os.kill(int(pid), 0) is None
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+
+@contextmanager
+def _appearing(out: Path, name: str) -> Iterator[Path]:
+    "A hidden folder whose files appear in `out` when the block ends; where it fails, the notebook alone, as failed."
+    part, failed = out / f".{name}.{os.getpid()}.part", [out / f"{name}.failed.{kind}" for kind in ("ipynb", "html")]
+    for left in out.glob(f".{glob.escape(name)}.*.part"):  # of a run that was killed
+        if not _alive(left.suffixes[-2][1:]):
+            shutil.rmtree(left, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in failed:
+            path.unlink(missing_ok=True)
+        for path in sorted((p for p in part.rglob("*") if p.is_file()), key=lambda p: p.name == f"{name}.json"):
+            target = out / path.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    except Exception:
+        for path in failed:
+            if (part / f"{name}{path.suffix}").is_file():
+                os.replace(part / f"{name}{path.suffix}", path)
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/workshop/15_reproduce.ipynb #9f359aca
+def _check_name(path: Path, name: str) -> None:
+    "InputError when a notebook opens an Experiment under another name."
+    for cell in nbformat.read(path, as_version=4).cells:
+        try:
+            nodes = ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ()
+        except SyntaxError:  # a magic of IPython's
+            continue
+        for node in nodes:
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="Experiment"), attr="open"),
+                              args=[ast.Constant(value=str(found)), *_]) if found != name:
+                    raise InputError(f"Notebook {path} opens its Experiment as {found!r}; expected {name!r}, "
+                                     "the name of its file.")
+
+class NotebookFailed(RuntimeError):
+    "A notebook that did not come to its end."
+
+def _cell_that_failed(path: Path) -> int:
+    "Where an executed notebook stopped, counted as Jupyter counts: In [1] is its first code cell."
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source]
+    status = [cell.metadata.get("papermill", {}).get("status") for cell in cells]
+    return next((n for n, s in enumerate(status, start=1) if s != "completed"), len(cells))
+
+# %% ../nbs/workshop/15_reproduce.ipynb #192bf10f
+def _execute(name: str, path: Path, executed: Path, parameters: Mapping[str, Any]) -> None:
+    "Run a notebook in the folder of `executed`; NotebookFailed when a cell fails, or the process of the cells ends."
+    for logger in ("papermill", "traitlets"):  # papermill cannot read `str | None`; the parameters were checked above
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    failed = f"(see {name}.failed.ipynb)"
+    try:
+        pm.execute_notebook(str(path), str(executed), parameters, cwd=str(executed.parent), progress_bar=False,
+                            stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=0)
+    except pm.PapermillExecutionError as error:
+        said = short_cause(InputError(error.evalue) if error.ename == "InputError" else error.evalue)
+        raise NotebookFailed(f"Notebook {name} failed in cell {_cell_that_failed(executed)}: {error.ename}: {said} "
+                             f"{failed}.") from error
+    except DeadKernelError as error:
+        raise NotebookFailed(f"Notebook {name} stopped in cell {_cell_that_failed(executed)}: its process ended, "
+                             f"by exit() or for want of memory {failed}.") from error
+    if not executed.with_suffix(".json").is_file():
+        raise NotebookFailed(f"Notebook {name} ended without writing {name}.json; expected the rows of a table there "
+                             f"{failed}.")
+
+def reproduce(
+    name: str,  # "table2", ...
+    out: Path,  # folder for NAME.ipynb, NAME.html, NAME.json
+    parameters: Mapping[str, Any],  # of the notebook's parameter cell; `out` is added
+    notebook: Path | None = None,  # another notebook than nbs/*/NAME.ipynb
+) -> dict:  # what NAME.json holds
+    "Execute a table's notebook headless; InputError when it cannot run, NotebookFailed when it comes to no end."
+    path, out = Path(notebook or notebook_path(name)), Path(out).resolve()
+    check_parameters(path, {**parameters, "out": str(out)})
+    _check_name(path, name)
+    refuse_overwrite([(out / f"{name}.{kind}", path) for kind in ("ipynb", "html", "json")], [path])
+    with _appearing(out, name) as part:
+        try:
+            _execute(name, path, part / f"{name}.ipynb", {**parameters, "out": str(part)})
+        finally:
+            _tidy(part / f"{name}.ipynb", _places({part: ".", out: "."}, parameters))
+    return json.loads((out / f"{name}.json").read_text())

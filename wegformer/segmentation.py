@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
@@ -27,11 +27,13 @@ from .crf import CRFParams, dense_crf_many
 from .data import IGNORE, InputError, VOCDataset, require, write_mask
 from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_backbone,
                                sample_mask)
-from .pictures import is_mask
+from .options import PATH, at_least, between, check_fields
+from .masks import is_mask
 from .processes import is_main, progress_bar
 from wegformer.training import (
     Terms, autocast, default_device, fit, load_weights, poly, read_state, resolve_precision, save_weights
 )
+
 
 # %% ../nbs/method/08_segmentation.ipynb #fabc89cd
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class SegmenterConfig:
     network: "Literal[*NETWORKS]" = "deeplabv3plus"  # deeplabv2 on a VGG is LargeFOV
     backbone: str = "resnet101.tv_in1k"  # a timm model: a ResNet-like CNN or a VGG
     pretrained: bool = True  # start from timm's weights
-    weights: str | None = None  # a local file instead: of the backbone, or of a whole network that this package trained
+    # a local file instead: of the backbone, or of a whole network that this package trained
+    weights: Annotated[str | None, PATH] = None
     output_stride: int = 16  # pixels per cell of the deepest features: 8 or 16
     decoder_channels: int = 256  # width of the decoder (V3, V3+); of fc6 and fc7 (LargeFOV)
     atrous_rates: tuple[int, ...] = (6, 12, 18)  # dilations of the ASPP: three for V3 and V3+, any number for V2
@@ -112,9 +115,10 @@ class SegmenterConfig:
 # %% ../nbs/method/08_segmentation.ipynb #5e31b477
 def _check_config(config: SegmenterConfig) -> None:
     "InputError that names the first field which makes no sense."
+    check_fields(config, "SegmenterConfig.", {
+        "decoder_channels crop batch_size steps": at_least(1), "momentum": between(0, 1),
+        "lr backbone_lr head_lr bias_lr weight_decay power": at_least(0)})
     check, rates, scales = partial(require, config), config.atrous_rates, config.scale_range
-    check(config.network in NETWORKS, "network", f"one of: {', '.join(NETWORKS)}")
-    check(config.precision in ("auto", "bf16", "no"), "precision", "'auto', 'bf16' or 'no'")
     check(config.output_stride in (8, 16), "output_stride", "8 or 16")
     network = NETWORKS[config.network]
     check(min(rates, default=0) >= 1 and len(rates) == (network.dilations or len(rates)), "atrous_rates",
@@ -122,13 +126,9 @@ def _check_config(config: SegmenterConfig) -> None:
     check(0 <= config.dropout < 1, "dropout", "a number in [0, 1)")
     check(not config.frozen_bn or config.pretrained or config.weights is not None, "frozen_bn",
           "False, unless pretrained or weights give it statistics worth keeping")
-    for name in ("decoder_channels", "crop", "batch_size", "steps"):
-        check(getattr(config, name) >= 1, name, "at least 1")
     check(config.batch_size >= network.least_batch, "batch_size",
           f"at least {network.least_batch}: {config.network} pools each image to one cell before a batch norm")
-    check(len(scales) == 2 and 0 < scales[0] <= scales[1], "scale_range", "0 < lowest <= highest")
-    for name in ("lr", "backbone_lr", "head_lr", "bias_lr", "momentum", "weight_decay", "power"):
-        check(getattr(config, name) >= 0, name, "a number >= 0")
+    check(0 < scales[0] <= scales[1], "scale_range", "0 < lowest <= highest")
     for name in ("loss_scales", "test_scales"):
         check(min(getattr(config, name), default=0) > 0, name, "one or more positive scales")
     check(config.loss_scales[0] == 1, "loss_scales", "scale 1 first: the grid of the maximum")

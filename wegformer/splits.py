@@ -17,16 +17,17 @@ from typing import Literal
 from .config import DataConfig
 from .data import InputError, VOCDataset
 from .storage import fingerprint
+from .options import split_named
 from .toyvoc import make_toy_voc
 
 # %% ../nbs/workshop/12a_splits.ipynb #df12a15d
 def _open(data: DataConfig, which: str, masks: Path | None) -> VOCDataset:
     "A split; the embedded data set is drawn when no folder is named."
     root = data.voc_root or make_toy_voc(train=data.toy_train, val=data.toy_val, seed=data.toy_seed)
-    for item in data.saliency:
-        if "=" not in item:
-            raise InputError(f"saliency is {item!r}; expected NAME=FOLDER.")
-    saliency = dict(item.split("=", 1) for item in data.saliency) or None
+    saliency = dict(map(split_named, data.saliency)) or None
+    for name, folder in (saliency or {}).items():
+        if not Path(folder).is_dir():
+            raise InputError(f"saliency names {name}={folder}; expected a folder that is there.")
     split, limit = (data.train_split, data.limit_train) if which == "train" else (data.val_split, data.limit_val)
     return VOCDataset(Path(root), split, labels=data.label_source, saliency=saliency, masks=masks,
                       orientation=data.orientation, limit=limit)
@@ -96,6 +97,7 @@ class Part:
 
     image, size, mask, labels = map(_of, ("image", "size", "mask", "labels"))
     class_ids, saliency, saliency_path = map(_of, ("class_ids", "saliency", "saliency_path"))
+    image_path, mask_path, header = map(_of, ("image_path", "mask_path", "header"))
 
 # %% ../nbs/workshop/12a_splits.ipynb #7943c3d5
 def _once(split: VOCDataset, what: str, make: Callable[[], str]) -> str:
@@ -112,9 +114,10 @@ def _label_files(split: VOCDataset) -> list[str | Path]:
     return [split.root / "cls_labels.npy"] if split.label_source == "npy" else mask_paths(split)
 
 def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
-    "A fingerprint of the split's photographs, labels and classes."
+    "A fingerprint of the split's photographs, how they are turned, labels and classes."
     def make() -> str:
-        parts = [fingerprint(f"{split.root}/JPEGImages/{name}.jpg" for name in split.ids),
+        turned = [] if split.orientation else ["as stored"]
+        parts = [*turned, fingerprint(str(split.image_path(i)) for i in range(len(split))),
                  split.label_source, fingerprint(_label_files(split)), split.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -127,14 +130,19 @@ def masks_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
 def saliency_fingerprint(split: VOCDataset, name: str) -> str:  # hexadecimal digits
     "A fingerprint of the split's saliency maps of one set."
     def make() -> str:
-        return fingerprint(split.saliency_path(i, name) for i in range(len(split)))
+        folder = split.saliency_path(0, name).parent  # refuses an unknown set
+        return fingerprint(f"{folder}/{image}.png" for image in split.ids)
 
     return _once(split, f"saliency {name}", make)
 
 def mask_paths(split: VOCDataset) -> list[str]:
     "Where the masks of the images lie, or would lie."
-    return [f"{split.mask_folder}/{name}.png" for name in split.ids]
+    folder = split.mask_folder
+    return [f"{folder}/{name}.png" for name in split.ids]
 
 def has_masks(split: VOCDataset) -> bool:
     "Whether there is a mask for every image."
-    return all(map(Path.is_file, map(Path, mask_paths(split))))
+    try:
+        return bool(masks_fingerprint(split))
+    except InputError:
+        return False

@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from .data import InputError, cache_dir, write_mask
+from .options import short_cause
 from .toydrawings import COATS, PAINTS, SETS, Kind, Pen, pick, shade
 
 # %% ../nbs/workshop/02_toyvoc.ipynb #dc0eca29
@@ -343,7 +344,7 @@ def make_toy_voc(
     if which not in SETS:
         raise InputError(f"make_toy_voc: which={which!r} is unknown; expected one of {', '.join(SETS)}.")
     for name, n, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
-        if not isinstance(n, int) or n < least:
+        if isinstance(n, bool) or not isinstance(n, int) or n < least:
             raise InputError(f"make_toy_voc: {name}={n!r} must be an integer of at least {least}.")
     arguments = dict(version=TOY_VERSION, which=which, train=train, val=val, seed=seed)
     arguments = json.dumps(arguments | dict(config=dataclasses.asdict(config)), indent=1)
@@ -360,5 +361,5 @@ def make_toy_voc(
                 _draw_all(part, which, dict(train=train, val=val), seed, config)
                 (part/"toyvoc.json").write_text(arguments)
     except OSError as error:
-        raise InputError(f"The drawn set cannot be written to {root}: {error}.") from error
+        raise InputError(f"The drawn set cannot be written to {root}: {short_cause(error)}.") from error
     return root

@@ -9,7 +9,10 @@ __all__ = ['SCHEDULES', 'Terms', 'StepBatches', 'poly', 'cosine', 'constant', 'd
 # %% ../nbs/workshop/04_training.ipynb #314cbee7
 import json
 import math
+import pickle
+import re
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,12 +22,12 @@ import safetensors.torch
 import timm.layers
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.distributed.nn.functional import all_reduce
+from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from .data import InputError, atomic_write
+from .options import short_cause
 from .processes import gather, in_step, is_main, launched, progress_bar, share
 
 # %% ../nbs/workshop/04_training.ipynb #60be4a68
@@ -152,22 +155,35 @@ def save_weights(
         handle.write(_ordered(safetensors.torch.save(state, {k: str(v) for k, v in metadata.items()})))
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e19
+def _what_is_wrong(error: Exception) -> str:
+    "Why a checkpoint is none; PyTorch's own words advise to run what it holds."
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it holds {found[1]}, which is no tensor" if found else "it is no file of PyTorch's"
+    return short_cause(error) if str(error) else "it is cut short"
+
 def read_state(
     path: Path,  # .safetensors, .pt, .pth or .bin
 ) -> dict[str, torch.Tensor]:
     "A checkpoint's tensors; the usual wrappers (model, state_dict) are opened. InputError when it is none."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"Weights {path} do not exist.")
+        raise InputError(f"Weights {path} {'are a folder; expected a file' if path.is_dir() else 'do not exist'}.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that another program wrote
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
-        return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        if not state:
+            raise TypeError("it holds no tensors by name")
+        return state
     except Exception as error:
-        raise InputError(f"Weights {path} cannot be read as tensors: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"Weights {path} cannot be read as tensors: {_what_is_wrong(error)}.") from error
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e22
 def _difference(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], skip: tuple[str, ...]) -> str | None:
@@ -215,25 +231,37 @@ def _over_all(
     return accelerator.num_processes * sum(total / count for (total, _), count in zip(loss, counts))
 
 # %% ../nbs/workshop/04_training.ipynb #16434351
+class _Sum(torch.autograd.Function):
+    "The sum of a tensor over all processes; so is its gradient."
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().clone()
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(ctx, gradient)
+
 class _SyncedNorm(nn.BatchNorm2d):
     "Batch normalisation by the statistics of all processes' shares, on a CPU."
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
         if not self.training:
             return super().forward(x)
-        y, axes, shape = x.float(), (0, 2, 3), (1, -1, 1, 1)
-        own = torch.tensor([y.numel() / y.shape[1]], dtype=torch.float64)
-        count = all_reduce(own).item()  # pixels of all shares
-        mean = all_reduce(y.sum(axes)) / count
+        y, axes, shape = x.to(self.running_mean.dtype), (0, 2, 3), (1, -1, 1, 1)
+        count = _Sum.apply(torch.tensor([y.numel() / y.shape[1]], dtype=torch.float64)).item()  # pixels of all shares
+        mean = _Sum.apply(y.sum(axes)) / count
         centred = y - mean.view(shape)
-        variance = all_reduce(centred.square().sum(axes)) / count
+        variance = _Sum.apply(centred.square().sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             self.running_mean.lerp_(mean.detach(), rate)
             self.running_var.lerp_(variance.detach() * count / max(count - 1, 1), rate)
-        y = centred * ((variance + self.eps).rsqrt() * self.weight).view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
+        y = centred * (variance + self.eps).rsqrt().view(shape)
+        return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(x.dtype)
 
 def _sync_norms(model: nn.Module, device: torch.device) -> None:
     "Let the batch norms inside a model see the whole batch; InputError for one that cannot."
@@ -242,7 +270,7 @@ def _sync_norms(model: nn.Module, device: torch.device) -> None:
         return
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
+            if type(module) is not nn.BatchNorm2d or not module.track_running_stats:
                 raise InputError(f"{name} is a {type(module).__name__}, whose statistics several processes on a CPU "
                                  "cannot share; expected one process, or GPUs.")
             module.__class__ = _SyncedNorm
@@ -318,7 +346,7 @@ def _read_checkpoint(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        cause = str(error).partition(".")[0].splitlines()[0]
+        cause = _what_is_wrong(error)
     if is_main():
         tqdm.write(f"Checkpoint {path} cannot be read ({cause}): the training starts from the beginning.")
     return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import safetensors
@@ -25,6 +26,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ..classifier import create_classifier, normalize
 from ..data import PICTURES, InputError, Kept, atomic_write, read_image, require
+from ..options import NOT_EMPTY, PATH, SEED, Rule, at_least, between, check_fields, more_than, one_of
+from ..processes import agree, is_main, together
 from ..training import SCHEDULES, autocast, default_device, fit, resolve_precision, save_weights
 
 # %% ../../nbs/extras/distillation.ipynb #eeea4487
@@ -143,9 +146,10 @@ class Distillation(nn.Module):
 class DistilConfig:
     "Who learns from whom, and how."
     student: str = "deit_small_patch16_224"  # a timm ViT with a class token
-    weights: str | None = None  # the student starts from this checkpoint; None: from nothing
+    weights: Annotated[str | None, PATH] = None  # the student starts from this checkpoint; None: from nothing
     teacher: str = "resnet50.a1_in1k"  # a timm CNN, or a ViT
-    teacher_weights: str | None = None  # a local checkpoint of the teacher; None: timm's, downloaded once
+    # a local checkpoint of the teacher; None: timm's, downloaded once
+    teacher_weights: Annotated[str | None, PATH] = None
     teacher_stride: int | None = None  # pixels per cell of its last features, where it has the option; 16: as a ViT/16
     stages: tuple[int, ...] = (3, 4)  # whose features are learnt: 0 is the first
     depths: tuple[int, ...] | None = None  # the student's block that learns each stage, from 1; None: the last one
@@ -164,20 +168,18 @@ class DistilConfig:
     ema: float = 0.999  # the student that is kept is a running mean: the share that it keeps each step
     holdout: int = 64  # photographs never learnt from: agreement with the teacher is measured on them
     evaluate_every: int = 0  # steps; 0: a tenth of all
-    precision: str = "auto"  # "bf16", "no"
+    precision: Literal["auto", "bf16", "no"] = "auto"
     seed: int = 0
 
     def __post_init__(self):
-        check = partial(require, self)
-        check(self.schedule in SCHEDULES, "schedule", f"one of: {', '.join(SCHEDULES)}")
-        for name in ("steps", "batch_size", "crop_size"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        check(len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1, "area", "0 < smallest <= largest <= 1")
-        for name in ("gray", "mixup"):
-            check(0 <= getattr(self, name) <= 1, name, "a probability")
-        check(0 <= self.ema < 1, "ema", "a number in [0, 1)")
-        for name in ("features", "decisions", "holdout"):
-            check(getattr(self, name) >= 0, name, "0 or more")
+        check_fields(self, "DistilConfig.", {
+            "schedule": one_of(SCHEDULES), "steps batch_size crop_size teacher_stride": at_least(1),
+            "stages": NOT_EMPTY, "stages jitter": at_least(0), "depths": at_least(1), "lr": more_than(0),
+            "gray mixup": between(0, 1)._replace(expected="a probability"), "seed": SEED,
+            "features decisions holdout evaluate_every weight_decay": at_least(0)._replace(expected="0 or more"),
+            "jitter": Rule(lambda j: j[3] <= 0.5, "a hue of at most 0.5", whole=True)})
+        require(self, 0 < self.area[0] <= self.area[1] <= 1, "area", "0 < smallest <= largest <= 1")
+        require(self, 0 <= self.ema < 1, "ema", "a number in [0, 1)")
 
 # %% ../../nbs/extras/distillation.ipynb #a1e4b29f
 def find_photographs(
@@ -360,7 +362,7 @@ def distil(
 ) -> list[dict]:  # rows of step, loss, agreement
     "Train the student on photographs without labels; goes on from a checkpoint in `out`; what is finished stays."
     out, device, precision = Path(out), torch.device(device or default_device()), resolve_precision(config.precision)
-    if (out / "model.safetensors").is_file():
+    if agree((out / "model.safetensors").is_file()):
         return _finished(out, config)
     if config.holdout >= len(photographs):
         raise InputError(f"DistilConfig.holdout is {config.holdout}, and there are {len(photographs)} photographs; "
@@ -381,5 +383,5 @@ def distil(
         schedule=SCHEDULES[config.schedule](config.steps), workers=workers, evaluate=evaluate,
         evaluate_every=config.evaluate_every or max(1, config.steps // 10), desc="distil")
     lesson.keep()
-    _finish(lesson, history, config, len(learnt), out)
+    together(partial(_finish, lesson, history, config, len(learnt), out) if is_main() else bool)
     return history

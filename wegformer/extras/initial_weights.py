@@ -7,6 +7,7 @@ __all__ = ['VARIED', 'InitialConfig', 'features_loss', 'make_initial_weights']
 
 # %% ../../nbs/extras/initial_weights.ipynb #33b6c997
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..classifier import ClassifierConfig, train_classifier
 from ..data import VOCDataset
 from .distillation import Distillation
 from ..networks.toy import WEIGHTS
+from ..processes import is_main, together
+from ..options import SEED, at_least, check_fields
 from ..toyvoc import ToyConfig, make_toy_voc
 from ..training import load_weights, save_weights
 
@@ -32,6 +35,9 @@ class InitialConfig:
     resnet_steps: int = 2000  # of 32 crops of 96 pixels each
     vit_steps: int = 3500  # of 32 crops of 64 pixels each: a small input makes a step cheap, and the ViT takes any size
     seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self, "InitialConfig.", {"images val resnet_steps vit_steps": at_least(1), "seed": SEED})
 
 # %% ../../nbs/extras/initial_weights.ipynb #242cbfc8
 def features_loss(
@@ -82,6 +88,7 @@ def make_initial_weights(
     for name, changes in recipes.items():
         model, recipe, history = _train(name, config, train, val, work, **changes)
         scores[name] = [row["mAP"] for row in history if "mAP" in row][-1]
-        save_weights(model, out / f"{name}.safetensors", torch.float16, config=config, recipe=recipe,
-                     mAP=f"{scores[name]:.2f}")
+        save = partial(save_weights, model, out / f"{name}.safetensors", torch.float16, config=config, recipe=recipe,
+                       mAP=f"{scores[name]:.2f}")
+        together(save if is_main() else bool)
     return scores

@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from ..data import PICTURES, InputError, atomic_write, read_image
+from ..options import refuse_data_folder, short_cause
 
 # %% ../../nbs/extras/saliency.ipynb #956f6321
 def _rembg_sessions() -> ModuleType:
@@ -29,8 +30,8 @@ def _rembg_sessions() -> ModuleType:
         with patch.object(numba.config, "DISABLE_JIT", True):
             from rembg import sessions
     except ImportError as error:
-        raise InputError(f"Making saliency maps needs rembg and ONNX Runtime ({error}); install them with: "
-                         "pip install 'wegformer[saliency]'.") from None
+        raise InputError(f"Making saliency maps needs rembg and ONNX Runtime ({short_cause(error)}); "
+                         "install them with: pip install 'wegformer[saliency]'.") from None
     return sessions
 
 def saliency_models() -> list[str]:
@@ -55,7 +56,7 @@ def _open_file(path: Path) -> object:  # a rembg session
             detector.predict(Image.new("RGB", (8, 8), "grey"))
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(f"Saliency model file {path} does not work as a detector of the kind {known!r}: "
-                         f"{_one_line(error)}.") from error
+                         f"{short_cause(error)}.") from error
     return detector
 
 def _start(session_class: type, title: str) -> object:  # a rembg session
@@ -70,11 +71,7 @@ def _start(session_class: type, title: str) -> object:  # a rembg session
                          f"where there is no network, fetch the file elsewhere (rembg's releases on GitHub), "
                          f"name it {name}.onnx and pass its path.") from error
     except Exception as error:
-        raise InputError(f"Saliency model {title} cannot be read as an ONNX model: {_one_line(error)}.") from error
-
-def _one_line(error: Exception) -> str:
-    "What an exception says, without line breaks or a full stop."
-    return " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"Saliency model {title} cannot be read as an ONNX model: {short_cause(error)}.") from error
 
 # %% ../../nbs/extras/saliency.ipynb #b2e99240
 def open_detector(
@@ -130,8 +127,7 @@ def make_saliency(
 ) -> list[Path]:  # the maps written now
     "Write an 8-bit grey PNG (255 = salient) for each photograph that has none yet; InputError for bad input."
     photographs, out = _photographs(images), Path(out)
-    if any(folder.resolve() == out.resolve() for folder in {path.parent for path in photographs.values()}):
-        raise InputError(f"Folder {out} holds the photographs themselves; expected another one for the maps.")
+    refuse_data_folder(out, photographs.values())
     todo = {path: target for stem, path in photographs.items() if not (target := out / f"{stem}.png").exists()}
     if not todo:
         return []
