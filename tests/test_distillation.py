@@ -296,15 +296,19 @@ def test_photographs_of_a_folder_and_of_a_list(folder, tmp_path):
         find_photographs(tmp_path / "nowhere")
 
 
-def test_a_photograph_is_decoded_once_as_long_as_there_is_room(folder, monkeypatch):
+def test_a_photograph_is_decoded_once_where_all_fit(folder, monkeypatch):
     reads = []
     original = tool.read_image
     monkeypatch.setattr(tool, "read_image", lambda path: reads.append(path) or original(path))
     paths = find_photographs(folder)
-    small = Photographs(paths, distil_transform(CONFIG), short_side=30, room=3 * 30 * 40)
+    small = Photographs(paths[:2], distil_transform(CONFIG), short_side=30, room=2 * 3 * 30 * 40)
     assert small.picture(0).shape == (3, 30, 40) and small[1][0].shape == (3, 32, 32)
     small[0], small[1]
-    assert reads == [paths[0], paths[1], paths[1]]
+    assert reads == paths[:2]
+    reads.clear()
+    tight = Photographs(paths[:2], distil_transform(CONFIG), short_side=30, room=2 * 3 * 30 * 40 - 1)
+    tight[0], tight[0], tight[1]
+    assert reads == [paths[0], paths[0], paths[1]]
     assert Photographs(paths, distil_transform(CONFIG), short_side=100).picture(0).shape == (3, 60, 80)
 
 

@@ -36,6 +36,7 @@ class DataConfig:
     val_split: str = "val"
     # of the image-level labels; never the masks unless asked
     label_source: Literal["auto", "xml", "npy", "masks"] = "auto"
+    orientation: bool = True  # apply the rotation flag that cameras store (EXIF); False: pictures as they are stored
     limit_train: int | None = None  # only the first so many training images
     limit_val: int | None = None
     toy_train: int = 1200  # pictures that the embedded data set draws

@@ -24,7 +24,7 @@ from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
 from .explainable import check_explainable
 from .map_files import read_attention, write_attention_maps
-from .pictures import is_mask, read_note
+from .masks import is_mask, read_note
 from .pretraining import initial_stages, segmenter_start, training_fields, weights_fingerprint
 from .processes import is_main, mine, progress_bar, share, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats

@@ -28,7 +28,7 @@ from .data import IGNORE, InputError, VOCDataset, require, write_mask
 from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_backbone,
                                sample_mask)
 from .options import PATH, at_least, between, check_fields
-from .pictures import is_mask
+from .masks import is_mask
 from .processes import is_main, progress_bar
 from .shares import Terms
 from wegformer.training import (

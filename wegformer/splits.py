@@ -22,14 +22,15 @@ from .toyvoc import make_toy_voc
 
 # %% ../nbs/workshop/12a_splits.ipynb #df12a15d
 def _open(data: DataConfig, which: str, masks: Path | None) -> VOCDataset:
-    "The whole split; the embedded data set is drawn when no folder is named."
+    "A split; the embedded data set is drawn when no folder is named."
     root = data.voc_root or make_toy_voc(train=data.toy_train, val=data.toy_val, seed=data.toy_seed)
     saliency = dict(map(split_named, data.saliency)) or None
     for name, folder in (saliency or {}).items():
         if not Path(folder).is_dir():
             raise InputError(f"saliency names {name}={folder}; expected a folder that is there.")
-    split = data.train_split if which == "train" else data.val_split
-    return VOCDataset(Path(root), split, labels=data.label_source, saliency=saliency, masks=masks)
+    split, limit = (data.train_split, data.limit_train) if which == "train" else (data.val_split, data.limit_val)
+    return VOCDataset(Path(root), split, labels=data.label_source, saliency=saliency, masks=masks,
+                      orientation=data.orientation, limit=limit)
 
 # %% ../nbs/workshop/12a_splits.ipynb #e9251383
 class Split:
@@ -42,7 +43,6 @@ class Split:
         masks: Path | None = None,  # a folder of masks in place of the ground truth
     ):
         self._opening = data, which, masks
-        self._limit = data.limit_train if which == "train" else data.limit_val
 
     @cached_property
     def _voc(self) -> VOCDataset:
@@ -51,7 +51,7 @@ class Split:
     @cached_property
     def ids(self) -> list[str]:
         "The images' names."
-        return self._voc.ids[:self._limit]
+        return self._voc.ids
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,6 +97,7 @@ class Part:
 
     image, size, mask, labels = map(_of, ("image", "size", "mask", "labels"))
     class_ids, saliency, saliency_path = map(_of, ("class_ids", "saliency", "saliency_path"))
+    image_path, mask_path, header = map(_of, ("image_path", "mask_path", "header"))
 
 # %% ../nbs/workshop/12a_splits.ipynb #7943c3d5
 def _once(split: VOCDataset, what: str, make: Callable[[], str]) -> str:
@@ -113,10 +114,10 @@ def _label_files(split: VOCDataset) -> list[str | Path]:
     return [split.root / "cls_labels.npy"] if split.label_source == "npy" else mask_paths(split)
 
 def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
-    "A fingerprint of the split's photographs, labels and classes."
+    "A fingerprint of the split's photographs, how they are turned, labels and classes."
     def make() -> str:
-        folder = split.root / "JPEGImages"
-        parts = [fingerprint(f"{folder}/{name}.jpg" for name in split.ids),
+        turned = [] if split.orientation else ["as stored"]
+        parts = [*turned, fingerprint(str(split.image_path(i)) for i in range(len(split))),
                  split.label_source, fingerprint(_label_files(split)), split.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

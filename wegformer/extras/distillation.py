@@ -205,7 +205,7 @@ def find_photographs(
 
 # %% ../../nbs/extras/distillation.ipynb #4be1b5ef
 class Photographs(Dataset):
-    "Pictures without labels, transformed; each is decoded once and kept as long as `room` lasts."
+    "Pictures without labels, transformed; each is decoded once where all of them fit in `room`."
 
     def __init__(
         self,
@@ -214,7 +214,8 @@ class Photographs(Dataset):
         short_side: int,  # pixels; larger ones are made smaller
         room: int = 1 << 30,  # bytes
     ):
-        self.paths, self.transform, self.short_side, self._kept = list(paths), transform, short_side, Kept(room)
+        self.paths, self.transform, self.short_side = list(paths), transform, short_side
+        self._kept = Kept(len(self.paths), room)
 
     def __len__(self) -> int:
         return len(self.paths)
