@@ -39,7 +39,14 @@ def kills(count: int, seed: int = 0) -> Iterator[Case]:
         for stage, name, killed, orphans in hit:
             fault = wrong or (f"{name} ended with a traceback" if "Traceback" in killed.text else "")
             fault = fault or (f"{len(orphans)} processes stayed behind" if orphans else "")
-            yield Case("kills", stage, f"{variant}, {name}, run {n}", "the same results", fault or "equal", not fault)
+            yield Case(
+                "kills",
+                "random moment",
+                f"{stage}: {variant}, {name}, run {n}",
+                "the same results",
+                fault or "equal",
+                not fault,
+            )
         done += len(hit)
         shutil.rmtree(cache)
         if done >= count:

@@ -241,13 +241,14 @@ OFTEN_DIFFERENT = ("seconds", "peak_gib", "device", "processes")  # what done.js
 def snapshot(folder: Path) -> dict[str, str]:
     "A hash of each file of a cache, by its place; what may differ between equal runs apart."
     found = {}
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and "locks" not in p.parts):
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        if {"locks", "shards"} & set(path.relative_to(folder).parts):
+            continue
         content = path.read_bytes()
         if path.name == "done.json":
             record = {k: v for k, v in json.loads(content).items() if k not in OFTEN_DIFFERENT}
             content = json.dumps(record, sort_keys=True).encode()
-        if "shards" not in path.parts:
-            found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
 
 
