@@ -864,6 +864,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'wegformer.pipeline.segmenter_stage': ('method/chain.html#segmenter_stage', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.trivial_label': ('method/chain.html#trivial_label', 'wegformer/pipeline.py')},
             'wegformer.plain_model': { 'wegformer.plain_model._baked': ('workshop/plain_model.html#_baked', 'wegformer/plain_model.py'),
+                                       'wegformer.plain_model._check_hooks': ( 'workshop/plain_model.html#_check_hooks',
+                                                                               'wegformer/plain_model.py'),
                                        'wegformer.plain_model._merged': ('workshop/plain_model.html#_merged', 'wegformer/plain_model.py'),
                                        'wegformer.plain_model._notes': ('workshop/plain_model.html#_notes', 'wegformer/plain_model.py'),
                                        'wegformer.plain_model._plain': ('workshop/plain_model.html#_plain', 'wegformer/plain_model.py'),

@@ -17,11 +17,15 @@ from .data import InputError
 from .vit import drop_rate, hook_of, precise_mode, type_name
 
 # %% ../nbs/workshop/07b_plain_model.ipynb #62f7ec3d
-def _shell(attribute: str, module: nn.Module, name: str) -> nn.Module:
-    "What a shell holds."
+def _check_hooks(module: nn.Module, name: str) -> None:
+    "InputError for a wrapper with a hook, which would go with it."
     if (hook := hook_of(module)) is not None:
         raise InputError(f"model: {name} is a {type_name(type(module))} with a hook, {hook}, which may change what "
                          "passes; remove it first.")
+
+def _shell(attribute: str, module: nn.Module, name: str) -> nn.Module:
+    "What a shell holds."
+    _check_hooks(module, name)
     return getattr(module, attribute)
 
 # %% ../nbs/workshop/07b_plain_model.ipynb #31ac5555
@@ -73,6 +77,7 @@ def _same(wrapper: nn.Module, layer: nn.Module, name: str) -> nn.Module:
 
 def _merged(module: nn.Module, name: str) -> nn.Module:
     "A layer of peft's LoRA as a plain layer with merged weights; a model of peft's as what it holds."
+    _check_hooks(module, name)
     kind, whole = type(module), getattr(module, "base_model", None)
     if whole is not None and type(whole).__module__ == "peft.tuners.lora.model":
         return _shell("model", whole, name)
