@@ -32,7 +32,8 @@ def confusion(
     ignored_as: int = IGNORE,  # what a prediction of 255 counts as: 255 leaves the pixel out, 0 calls it background
 ) -> torch.Tensor:  # (num_classes, num_classes) int64: rows are the truth, columns the prediction
     "The confusion matrix summed over images; InputError for a class outside 0..num_classes-1."
-    metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
+    metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False,
+                                       sync_on_compute=False)  # several processes add up when they choose to
     for prediction, truth in pairs:
         prediction, truth = (torch.as_tensor(x).as_subclass(torch.Tensor).long() for x in (prediction, truth))
         if prediction.shape != truth.shape:

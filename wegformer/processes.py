@@ -47,6 +47,12 @@ def is_main() -> bool:
     return launched() == 1 or int(os.environ["RANK"]) == 0
 
 # %% ../nbs/workshop/03a_processes.ipynb #573f57e9
+_LOST = "another process of this run has ended; see its own message. The same command goes on from here."
+
+def _is_broken(error: Exception) -> bool:
+    "Whether it says that the way to another process is cut."
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower() or "closed by peer" in str(error)
+
 def _leave(
     message: str,
 ) -> None:
@@ -54,6 +60,7 @@ def _leave(
     print(f"wegformer: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
+# %% ../nbs/workshop/03a_processes.ipynb #35973eda
 class OtherFailed(RuntimeError):
     "Another process of this run could not do its part."
 
@@ -72,8 +79,9 @@ def gather(
     try:
         distributed.all_gather_object(everyone, value, group=_group())
     except RuntimeError as error:
-        _leave(f"another process of this run has ended ({str(error).splitlines()[0][:100]}); see its own message. "
-              "The same command goes on from here.")
+        if not _is_broken(error):
+            raise
+        _leave(_LOST)
     for place, said in enumerate(everyone):
         if isinstance(said, _Failure) and place != share()[0]:
             raise OtherFailed(f"Process {place + 1} of {len(everyone)} failed: {said.message}")
@@ -191,6 +199,9 @@ def in_step() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _group() is not None and not _all_failed(name):
-            _leave(f"process {share()[0] + 1} of {launched()} failed: {error}")
+        if _group() is not None:
+            if _is_broken(error):
+                _leave(_LOST)
+            if not _all_failed(name):
+                _leave(f"process {share()[0] + 1} of {launched()} failed: {error}")
         raise

@@ -9,7 +9,6 @@ __all__ = ['FOLDERS', 'FIRST', 'NOTEBOOKS', 'find_notebooks', 'notebook_names', 
 
 # %% ../nbs/workshop/15_reproduce.ipynb #ffd90628
 import ast
-import builtins
 import glob
 import json
 import logging
@@ -101,7 +100,11 @@ def notebook_parameters(
     cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if not cells:
         raise InputError(f"Notebook {path} has no cell tagged 'parameters': what is passed to it would be ignored.")
-    return {parameter.name: parameter for parameter in _parameters(cells[0])}
+    try:
+        return {parameter.name: parameter for parameter in _parameters(cells[0])}
+    except (SyntaxError, ValueError, AttributeError):
+        raise InputError(f"Notebook {path} has a cell tagged 'parameters' that cannot be read; "
+                         "expected lines such as `seeds: list[int] = [0]  # what it is`.") from None
 
 # %% ../nbs/workshop/15_reproduce.ipynb #1bfa68df
 def _line(parameter: Parameter) -> str:
@@ -134,6 +137,23 @@ def own_parameter(item: str) -> tuple[str, object]:
         return key, text
 
 # %% ../nbs/workshop/15_reproduce.ipynb #a7d2b460
+_KINDS = {kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict, set)} | {"Path": str, "None": None}
+
+def _kind(node: ast.AST) -> Any:
+    "What an annotation stands for, of the kinds that a parameter may have: nothing in a notebook is run to find out."
+    match node:
+        case ast.Name(id=name) if name in _KINDS:  # a path is passed as text
+            return _KINDS[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _kind(left) | _kind(right)
+        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in ("list", "tuple", "dict", "set"):
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            several = (... if isinstance(p, ast.Constant) and p.value is ... else _kind(p) for p in parts)
+            return _KINDS[name][tuple(several)]
+    raise ValueError(ast.unparse(node))
+
 def check_parameters(
     path: Path,  # a notebook
     parameters: Mapping[str, Any],
@@ -144,8 +164,11 @@ def check_parameters(
         if name not in known:
             raise InputError(f"Notebook {path} has no parameter {name!r}; expected one of: {', '.join(known)}.")
         try:
-            kind = eval(known[name].kind or "object", vars(builtins) | {"Path": str})  # a path is passed as text
+            kind = _kind(ast.parse(known[name].kind, mode="eval").body) if known[name].kind else object
             typeguard.check_type(value, kind, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+        except ValueError as error:
+            raise InputError(f"Parameter {name!r} of notebook {path} is declared as {error}; "
+                             f"expected {', '.join(sorted(_KINDS))} or something made of these.") from None
         except typeguard.TypeCheckError:
             raise InputError(f"Parameter {name!r} of notebook {path} is {value!r}; "
                              f"expected {known[name].kind}.") from None
