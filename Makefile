@@ -1,9 +1,9 @@
-# wegformer: make setup | reproduce | test | lint | lab | kernels | bench | clean
+# wegformer: make setup | reproduce | test | torture | lint | lab | kernels | bench | clean
 PYTHON ?= python3
 PY := .venv/bin
 OUT ?= runs/table2
 
-.PHONY: setup reproduce test lint lab kernels bench clean
+.PHONY: setup reproduce test torture lint lab kernels bench clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py constraints.txt
@@ -19,6 +19,9 @@ test: setup  ## what the notebooks assert, then the grids, reference vectors and
 	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	@# the tests' models are tiny: a second thread wins little, and waits long for a core that is busy
 	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadfile
+
+torture: setup  ## kills, full disks, hostile files, races, damaged data: some 20 minutes; docs/reliability.md tells
+	$(PY)/python -m torture
 
 lint: setup  ## one dialect in notebooks, package and scripts: settings in pyproject.toml
 	$(PY)/ruff check .

@@ -208,6 +208,11 @@ def line(name: str, /, **fits: Any) -> dict:
     return lines(name, **fits)[-1]
 
 
+def latest(name: str, *columns: str) -> list[dict]:
+    "Of a benchmark's lines that agree in some columns, the last; in the order of their first."
+    return list({tuple(str(row.get(c)) for c in columns): row for row in lines(name)}.values())
+
+
 def every(rows: Sequence[Mapping[str, Any]], *paths: str) -> Figure:
     "The figures at some paths of several lines, for a range over them."
     return Figure(tuple(v for row in rows for path in paths for v in records.flat(row)[path].values))
@@ -296,7 +301,9 @@ def environment(marked: bool = False) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    env.globals |= dict(table=table, other=other, lines=lines, line=line, every=every, noted=noted, paper=paper)
+    env.globals |= dict(
+        table=table, other=other, lines=lines, latest=latest, line=line, every=every, noted=noted, paper=paper
+    )
     env.filters |= {key: _format(form) for key, form in FILTERS.items()}
     return env
 

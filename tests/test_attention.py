@@ -3,15 +3,8 @@ import pytest
 import torch
 
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
-from wegformer.attention import (
-    AttentionConfig,
-    attention_maps,
-    min_max,
-    read_attention,
-    save_attention,
-    write_attention_maps,
-)
-from wegformer.data import InputError, VOCDataset
+from wegformer.attention import AttentionConfig, attention_maps, min_max
+from wegformer.data import InputError
 from wegformer.heatmaps import METHODS
 
 
@@ -98,41 +91,6 @@ def test_no_labels_no_maps(model):
         9,
         7,
     )
-
-
-def test_files_and_resume(model, tmp_path, toy_root):
-    data = VOCDataset(toy_root, "val")
-    config = AttentionConfig(long_side=32, scales=(1.0,), flip=False, precision="no")
-    nine = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=48,
-        patch_size=8,
-        embed_dim=24,
-        depth=2,
-        num_heads=3,
-        num_classes=9,
-        dynamic_img_size=True,
-    )
-    write_attention_maps(nine, data, tmp_path, config)
-    files = sorted(tmp_path.iterdir())
-    assert [p.stem for p in files] == sorted(data.ids)
-    attention, classes = read_attention(tmp_path / f"{data.ids[0]}.npz")
-    assert torch.equal(classes, data.class_ids(0)) and attention.shape == (len(classes), *data.size(0))
-    stamp = files[1].stat().st_mtime_ns
-    files[0].unlink()
-    write_attention_maps(nine, data, tmp_path, config)
-    assert files[0].exists() and files[1].stat().st_mtime_ns == stamp
-    files[0].write_bytes(files[1].read_bytes()[:100])
-    with pytest.raises(InputError, match=f"{files[0].name} cannot be read"):
-        read_attention(files[0])
-    with pytest.raises(InputError, match="gone.npz do not exist"):
-        read_attention(tmp_path / "gone.npz")
-
-
-def test_half_precision_on_disk(tmp_path):
-    maps = torch.rand(3, 20, 30)
-    save_attention(tmp_path / "m.npz", maps, torch.tensor([1, 2, 20]))
-    assert (read_attention(tmp_path / "m.npz")[0] - maps).abs().max() <= 2**-12 + 1e-7
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,10 @@ def test_finished_stages_are_kept_and_used_after_the_repair(toy_copy, tmp_path, 
 
 def test_full_disk(tmp_path, cache, capsys, monkeypatch):
     "Any write of the labels may fail: it is named, nothing half-written stays, the rest is kept, a rerun ends well."
-    import wegformer.data
+    import wegformer.storage
 
     folder = Path(shutil.copytree(cache, tmp_path / "cache"))
-    real = wegformer.data.os.replace
+    real = wegformer.storage.os.replace
 
     def full(source, target):
         if "labels-" in str(target) and len(list(Path(target).parent.glob("*.png"))) >= 3:
@@ -132,7 +132,7 @@ def test_full_disk(tmp_path, cache, capsys, monkeypatch):
 
     args = ["pseudo-labels", *SMALL, "--labels.rule.fg-thr", "0.45", "--cache", folder]
     with monkeypatch.context() as patch:
-        patch.setattr(wegformer.data.os, "replace", full)
+        patch.setattr(wegformer.storage.os, "replace", full)
         complain(capsys, args, r"File .*\.png could not be written: No space left on device")
     half = [p for p in folder.glob("labels-*") if not (p / "done.json").exists()]
     assert len(half) == 1 and len(list(half[0].iterdir())) == 3 and not list(folder.rglob("*.tmp"))

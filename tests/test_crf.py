@@ -1,6 +1,9 @@
 "The dense CRF: what it must not change, against the library called by hand, many images, bad input."
 
 import math
+import signal
+import subprocess
+import sys
 from itertools import count, islice
 
 import numpy as np
@@ -178,6 +181,20 @@ def test_jobs_are_taken_as_needed():
     jobs = ((next(taken), scene(2, 8, 9))[1] for _ in range(100))
     assert len(list(islice(dense_crf_many(jobs, CRFParams(iterations=1)), 3))) == 3 and next(taken) == 3
     assert list(dense_crf_many([])) == []
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    "Not one stays behind to wait for ever: all of them hold the output's other end, which closes when they are gone."
+    program = """
+import itertools, os, signal, torch
+from wegformer.crf import dense_crf_many
+job = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.full((2, 8, 8), 0.5)
+if __name__ == "__main__":
+    next(dense_crf_many(itertools.repeat(job), workers=2))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=300)
+    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, None, "2", True])

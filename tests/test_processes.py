@@ -1,6 +1,8 @@
 """Two processes do what one does: the same labels byte for byte, the same training to rounding, the same errors."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +170,74 @@ def test_a_shard_that_is_none_is_refused(text):
 
 def wegformer(*args):
     return launch(Path(sys.executable).with_name("wegformer"), *args)
+
+
+def contents(cache, kind):
+    "Every file of the stages of a kind by its name, records apart: they tell how long it took."
+    return {
+        f"{path.parent.name}/{path.name}": path.read_bytes()
+        for path in sorted(cache.glob(f"{kind}-*/**/*"))
+        if path.is_file() and path.name != "done.json"
+    }
+
+
+def test_a_table_by_two_processes_is_that_of_one(tmp_path, without_kernel, capsys):
+    "The whole of Table 2; the classifier is copied, so that maps and labels have to be equal byte for byte."
+    from wegformer.cli import main
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["reproduce", "table2", "--preset", "smoke"]
+    assert main([*options, "--cache", str(one), "--out", str(tmp_path / "a")]) == 0
+    for folder in one.glob("classifier-*"):
+        shutil.copytree(folder, two / folder.name)
+    status, stdout, stderr = wegformer(*options, "--cache", two, "--out", tmp_path / "b")
+    assert status == 0 and stdout.count("written:") == 1, stderr
+    assert contents(one, "attention") and contents(one, "attention") == contents(two, "attention")
+    assert contents(one, "labels") and contents(one, "labels") == contents(two, "labels")
+    rows = [json.loads((tmp_path / name / "table2.json").read_text())["rows"] for name in "ab"]
+    for ours, theirs in zip(*rows):
+        assert ours["pseudo_label_miou"] == theirs["pseudo_label_miou"] and ours["status"] == theirs["status"] == "ok"
+    assert {read_done(p)["processes"] for p in two.glob("*-*") if p.name.startswith(("attention", "segm"))} == {2}
+
+
+def test_a_classifier_by_two_processes_is_that_of_one(tmp_path, capsys):
+    from wegformer.cli import main
+
+    options = ["train-classifier", "--preset", "smoke", "--classifier.precision", "no", "--cache"]
+    assert main([*options, str(tmp_path / "one")]) == 0
+    assert wegformer(*options, tmp_path / "two")[0] == 0
+    one, two = (load_file(next((tmp_path / n).glob("classifier-*/model.safetensors"))) for n in ("one", "two"))
+    assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
+
+
+def test_initial_weights_by_two_processes(tmp_path):
+    small = ["--images", 30, "--val", 6, "--resnet-steps", 2, "--vit-steps", 2]
+    status, _, stderr = wegformer("initial-weights", *small, "--out", tmp_path / "out", "--work", tmp_path / "work")
+    assert status == 0 and len(list((tmp_path / "out").glob("*.safetensors"))) == 2, stderr
+
+
+def test_distillation_by_two_processes(tmp_path, toy_root):
+    small = ["--teacher", "resnet_toy", "--student", "vit_toy_patch8_96", "--crop-size", 64, "--batch-size", 5]
+    small += ["--steps", 2, "--holdout", 4, "--stages", 2, "--decisions", 1.0]
+    status, _, stderr = wegformer("distil", toy_root / "JPEGImages", *small, "--out", tmp_path / "out")
+    assert status == 0 and (tmp_path / "out/model.safetensors").is_file(), stderr
+
+
+def test_shards_of_a_job_array_give_the_labels_of_one_process(tmp_path, capsys):
+    from wegformer.cli import main
+
+    one, parts = tmp_path / "one", tmp_path / "parts"
+    options = ["pseudo-labels", "--preset", "smoke", "--cache"]
+    assert main([*options, str(one)]) == 0
+    shutil.copytree(next(one.glob("classifier-*")), parts / next(one.glob("classifier-*")).name)
+    for command, shard in (("attention", "2/2"), ("pseudo-labels", "1/2"), ("pseudo-labels", "2/2")):
+        try:
+            status = main([command, *options[1:], str(parts), "--shard", shard])
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 0
+    for kind in ("attention", "labels"):
+        assert contents(one, kind) == contents(parts, kind)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(tmp_path):

@@ -515,12 +515,12 @@ def test_gpu():
         ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "no class token"),
         ("vit_tiny_patch16_224", {"global_pool": "avg"}, "global_pool='avg'"),
         ("vit_tiny_patch16_224", {"global_pool": "map"}, "global_pool='map'"),
-        ("vit_tiny_patch16_224", {"num_classes": 0}, "its head is a Identity"),
-        ("vit_tiny_patch16_224", {"scale_attn_norm": True}, "has a norm of its output"),
-        ("vit_tiny_patch16_224", {"scale_mlp_norm": True}, "norm inside"),
-        ("vit_tiny_patch16_224", {"block_fn": ResPostBlock}, "block 0 is a ResPostBlock"),
-        ("vit_tiny_patch16_224", {"block_fn": ParallelThingsBlock}, "block 0 is a ParallelThingsBlock"),
-        ("vit_tiny_patch16_224", {"mlp_layer": timm.layers.SwiGLU}, "the MLP of block 0 is a SwiGLU"),
+        ("vit_tiny_patch16_224", {"num_classes": 0}, "head is of type Identity"),
+        ("vit_tiny_patch16_224", {"scale_attn_norm": True}, "blocks.0.attn.norm is of type LayerNorm, not Identity"),
+        ("vit_tiny_patch16_224", {"scale_mlp_norm": True}, "blocks.0.mlp.norm is of type LayerNorm"),
+        ("vit_tiny_patch16_224", {"block_fn": ResPostBlock}, "blocks.0 is of type ResPostBlock, not Block"),
+        ("vit_tiny_patch16_224", {"block_fn": ParallelThingsBlock}, "blocks.0 is of type ParallelThingsBlock"),
+        ("vit_tiny_patch16_224", {"mlp_layer": timm.layers.SwiGLU}, "blocks.0.mlp is of type SwiGLU, not Mlp"),
     ],
 )
 def test_refused_models(name, options, reason):

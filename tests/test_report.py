@@ -420,7 +420,7 @@ def test_wrong_runs(tmp_path):
     (tmp_path / "empty" / "other.json").write_text("{}")
     with pytest.raises(InputError, match="empty holds none of table1.json, .*sensitivity.json"):
         write_report([write_run(tmp_path / "run", []), tmp_path / "empty"], tmp_path / "report.html")
-    with pytest.raises(OSError, match="report.html could not be written"):
+    with pytest.raises(InputError, match="report.html is a folder; expected a file to write"):
         (tmp_path / "report.html").mkdir()
         write_report([tmp_path / "run"], tmp_path / "report.html")
 

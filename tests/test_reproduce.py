@@ -7,7 +7,14 @@ from wegformer.cli import main
 from wegformer.data import InputError
 from wegformer.config import override, preset
 from wegformer.experiment import HEAT_MAP, Experiment, Row, format_table, predict_split, run_row
-from wegformer.reproduce import check_parameters, notebook_names, notebook_parameters, notebook_path, reproduce
+from wegformer.reproduce import (
+    NotebookFailed,
+    check_parameters,
+    notebook_names,
+    notebook_parameters,
+    notebook_path,
+    reproduce,
+)
 
 TINY = {
     "classifier.steps": 1,
@@ -416,7 +423,7 @@ def test_unknown_parameters_are_refused(tmp_path):
         check_parameters(tmp_path / "cut.ipynb", {})
 
 
-def test_a_cell_that_fails_is_named_and_an_older_result_does_not_pass_for_it(tmp_path):
+def test_a_cell_that_fails_is_named_and_a_finished_table_stays(tmp_path):
     cells = [
         nbformat.v4.new_code_cell("out = '.'", metadata=dict(tags=["parameters"])),
         nbformat.v4.new_code_cell("1 / 0"),
@@ -429,9 +436,13 @@ def test_a_cell_that_fails_is_named_and_an_older_result_does_not_pass_for_it(tmp
     )
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "n.json").write_text("{}")
-    with pytest.raises(RuntimeError, match="Notebook n failed in cell .*ZeroDivisionError"):
+    with pytest.raises(NotebookFailed, match=r"n failed in cell 3: ZeroDivisionError: .* \(see n.failed.ipynb\)"):
         reproduce("n", tmp_path / "out", {}, notebook=tmp_path / "n.ipynb")
-    assert not (tmp_path / "out" / "n.json").exists() and (tmp_path / "out" / "n.html").exists()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["n.failed.html", "n.failed.ipynb", "n.json"]
+    assert (tmp_path / "out" / "n.json").read_text() == "{}"
+    executed = nbformat.read(tmp_path / "out" / "n.failed.ipynb", as_version=4)
+    failed = [c for c in executed.cells if c.cell_type == "code" and any(o.output_type == "error" for o in c.outputs)]
+    assert [c.execution_count for c in failed] == [3]  # the number that a reader sees beside the cell
 
 
 def test_a_row_that_cannot_run_is_skipped():

@@ -61,10 +61,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         train(tmp_path, seed=1)
 
 
-def test_a_damaged_checkpoint_counts_as_none(tmp_path, capsys):
+@pytest.mark.parametrize("content", [b"no checkpoint", b""])
+def test_a_damaged_checkpoint_counts_as_none(content, tmp_path, capsys):
     model, history = train(tmp_path / "a")
     train(tmp_path / "b", checkpoint_every=4)
-    (tmp_path / "b/checkpoint.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "b/checkpoint.pt").write_bytes(content)
     again, again_history = train(tmp_path / "b")
     assert "checkpoint.pt cannot be read" in capsys.readouterr().out
     assert again_history == history and all(map(torch.equal, model.parameters(), again.parameters()))

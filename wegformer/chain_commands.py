@@ -6,6 +6,8 @@
 __all__ = ['TrainClassifier', 'Attention', 'PseudoLabels', 'TrainSegmenter', 'Evaluate', 'Predict', 'Explain']
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #c62ffaae
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,11 +25,25 @@ from .figures import label_rgb
 from .options import (WORKERS, absolute_paths, check_value, refuse_data_folder, refuse_overwrite,
                                require_ending, short_cause)
 from .pipeline import Chain, chain
+from .processes import read_shard, sharded
 from .pseudo_labels import LABEL_RULES
 from .segmentation import load_segmenter, predict
 from .splits import open_split
-from .stages import Stage, read_done, run
+from .stages import Stage, Unfinished, read_done, run
 from .training import default_device
+
+# %% ../nbs/workshop/16d_chain_commands.ipynb #81428c09
+def open_cache(
+    cache: Path | None = None,  # folder of all stages; default: cache_dir()/stages
+) -> Path:
+    "The folder, there; InputError where it cannot be."
+    cache = Path(cache or cache_dir() / "stages")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cache is {str(cache)!r}, which cannot be made ({short_cause(error)}); "
+                         "expected a folder that can be written to.") from error
+    return cache
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #d9d43b4e
 @dataclass(frozen=True)
@@ -38,9 +54,12 @@ class _ChainOptions:
     rule: Literal[*LABEL_RULES] = "paper"  # label rule that --labels.rule.* changes
     cache: Path | None = None  # folder of all stages; default: ~/.cache/wegformer/stages
     workers: int = 0  # loader processes
+    shard: str | None = None  # I/N: of maps, labels and predictions this process does part I of N
 
     def __post_init__(self):
         check_value("workers", self.workers, int, WORKERS)
+        if self.shard is not None:
+            read_shard(self.shard)
 
     @property
     def stages(self) -> Chain:
@@ -49,14 +68,13 @@ class _ChainOptions:
         return chain(absolute_paths(self.config), self.workers)
 
     def folder(self, stage: Stage) -> Path:
-        "A stage's folder, made if it has to be."
-        cache = self.cache or cache_dir() / "stages"
+        "A stage's folder, made if it has to be; the command ends here where other shards are still to come."
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cache is {str(cache)!r}, which cannot be made ({short_cause(error)}); "
-                             "expected a folder that can be written to.") from error
-        return run(stage, cache)
+            with sharded(read_shard(self.shard) if self.shard else None):
+                return run(stage, open_cache(self.cache))
+        except Unfinished as unfinished:
+            print(unfinished)
+            sys.exit(0 if unfinished.stage == stage.name else 75)  # 75: for now, in the words of sysexits.h
 
     def run(self, stage: Stage) -> tuple[Path, dict]:
         "A stage's folder and its metrics."
@@ -129,6 +147,12 @@ class Evaluate(_ChainOptions):
         return 0
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #8330e4d2
+def _refuse_folders(images: Sequence[Path]) -> None:
+    "InputError for a folder in the place of a photograph."
+    for path in images:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; expected photographs, such as {path}/*.jpg.")
+
 @dataclass(frozen=True)
 class Predict(_ChainOptions):
     "Segment photographs: for each a mask (palette PNG) and the photograph with the mask laid over it."
@@ -139,8 +163,7 @@ class Predict(_ChainOptions):
     def __call__(self) -> int:
         if not self.images:
             raise InputError("No images were named; expected one or more photographs.")
-        if folders := [path for path in self.images if path.is_dir()]:
-            raise InputError(f"{folders[0]} is a folder; expected photographs, such as {folders[0]}/*.jpg.")
+        _refuse_folders(self.images)
         names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in self.images]
         refuse_data_folder(self.out, self.images)
         refuse_overwrite([(self.out / f"{name}{end}.png", path) for name, path in zip(names, self.images)
@@ -173,6 +196,7 @@ class Explain(_ChainOptions):
     def __call__(self) -> int:
         if self.image is None:
             raise InputError("No image was named; expected a photograph.")
+        _refuse_folders([self.image])
         kind = require_ending(self.out, ENDINGS).removeprefix(".")
         image = read_image(self.image)
         if self.saliency_map is not None:

@@ -8,6 +8,7 @@ __all__ = ['Reproduce', 'commands', 'main']
 # %% ../nbs/workshop/17_cli.ipynb #e3a01b49
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +20,18 @@ import tyro
 from fastcore.basics import patch
 
 from .chain_commands import (Attention, Evaluate, Explain, Predict, PseudoLabels, TrainClassifier,
-                                      TrainSegmenter, _ChainOptions)
+                                      TrainSegmenter, _ChainOptions, open_cache)
 from .config import PRESETS, Config, as_dotted, check_fit, diff, label_rule, override, preset
 from .data import InputError
 from .exits import ends_in_a_line
 from .experiment import format_table
 from .options import WORKERS, absolute_paths, check_seeds, check_value, refuse_data_folder
+from .processes import is_main
 from .pseudo_labels import LABEL_RULES, LabelRule
 from .report import write_report
 from .reproduce import (NotebookFailed, absolute_parameters, check_parameters, notebook_names,
                                  notebook_parameters, notebook_path, own_parameter, parameter_help, reproduce)
+from .splits import open_split
 from .tools import Check, Distil, InitialWeights, Report, Saliency, Toy
 
 # %% ../nbs/workshop/17_cli.ipynb #ef37a331
@@ -53,25 +56,13 @@ class Reproduce(_ChainOptions):
     def __call__(self) -> int:
         out, own = self.out or Path("runs") / self.name, dict(map(own_parameter, self.parameters))
         refuse_data_folder(out)
+        if self.shard is not None:
+            raise InputError(f"shard is {self.shard}; reproduce has no parts: expected the commands of single steps, "
+                             "or torchrun.")
         if self.name == "all":
             return self._all(out, own)
         notebook_path(self.name)  # refuses an unknown one
         return 0 if self._one(self.name, out, own) else 1
-
-    def _parameters(self, path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
-        "All parameters of a notebook, checked, with paths from the root; its own ones outdo the options."
-        check_parameters(path, own)
-        name = own.get("preset", self.preset)
-        changed = diff(self.config, preset(self.preset)) | own.get("config", {})
-        changed |= {f"data.{key}": own[key] for key in ("voc_root", "saliency") if key in own}
-        config = absolute_paths(override(preset(name), changed))
-        check_fit(config)
-        given = dict(preset=name, seeds=list(self.seeds), workers=self.workers,
-                     cache=None if self.cache is None else str(self.cache))
-        made = given | own | _notebook_values(config, name)
-        check_seeds(made["seeds"])
-        check_value("workers", made["workers"], int, WORKERS)
-        return absolute_parameters(path, made)
 
     def _one(self, name: str, out: Path, own: Mapping[str, Any]) -> bool:
         "Run one notebook and print its table; whether all went well."
@@ -82,6 +73,28 @@ class Reproduce(_ChainOptions):
         failed = sum(row["status"] == "failed" for row in result["rows"])
         print((f"{failed} row(s) failed; " if failed else "") + f"written: {out / name}.ipynb, .html, .json")
         return not failed
+
+# %% ../nbs/workshop/17_cli.ipynb #3ecb5b36
+@patch
+def _parameters(self: Reproduce, path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
+    "All parameters of a notebook, checked, with paths from the root; its own ones outdo the options."
+    if "out" in own:
+        raise InputError(f"--parameters got out={own['out']}; expected the option --out.")
+    check_parameters(path, own)
+    name = own.get("preset", self.preset)
+    changed = diff(self.config, preset(self.preset)) | own.get("config", {})
+    changed |= {f"data.{key}": own[key] for key in ("voc_root", "saliency") if key in own}
+    config = absolute_paths(override(preset(name), changed))
+    check_fit(config)
+    given = dict(preset=name, seeds=list(self.seeds), workers=self.workers,
+                 cache=None if self.cache is None else str(self.cache))
+    made = given | own | _notebook_values(config, name)
+    if config.data.voc_root:
+        len(open_split(config.data, "train")), len(open_split(config.data, "val"))  # refuses what is not there
+    open_cache(made["cache"])
+    check_seeds(made["seeds"])
+    check_value("workers", made["workers"], int, WORKERS)
+    return absolute_parameters(path, made)
 
 # %% ../nbs/workshop/17_cli.ipynb #1a7d4106
 @patch
@@ -145,6 +158,7 @@ def _parsed(args: list[str]) -> Any:  # a command
         print(said.getvalue(), end="", file=sys.stderr)
         raise
 
+# %% ../nbs/workshop/17_cli.ipynb #e8291664
 def _run(args: list[str]) -> int:
     "Parse a command line and do what it says."
     if args[:1] == ["reproduce"] and args[1:2] and args[1] in notebook_names() and {"-h", "--help"} & set(args):
@@ -162,4 +176,5 @@ def _run(args: list[str]) -> int:
 def main(args: list[str] | None = None) -> int:
     """The command `wegformer`: 0 when it worked, 1 when something is missing or a row failed, 2 for bad input, 70 for a
     mistake of the program, 128 and its number for a signal."""
-    return ends_in_a_line(partial(_run, sys.argv[1:] if args is None else args))
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(sys.stdout if is_main() else silence):
+        return ends_in_a_line(partial(_run, sys.argv[1:] if args is None else args))

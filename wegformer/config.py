@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'DataConfig', 'LabelConfig', 'PretrainConfig', 'Config', '
 # %% ../nbs/workshop/12_config.ipynb #8ced2dd9
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,8 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .attention import AttentionConfig
-from .classifier import ClassifierConfig, check_crop
+from .classifier import ClassifierConfig, check_blocks, check_crop
 from .data import InputError
+from .deeplab import check_backbone
 from .options import NAMED_PATH, PATH, SEED, UNIQUE, at_least, between, check_fields, split_named
 from .pseudo_labels import LabelRule
 from .segmentation import RECIPES, SegmenterConfig
@@ -115,7 +117,7 @@ def as_dotted(
     prefix: str = "",  # of its fields where they are typed
 ) -> str:
     "A message that names a field by its dotted name, not by its class: SegmenterConfig.lr becomes segmenter.lr."
-    message = message.replace(f"{type(config).__name__}.", prefix)
+    message = re.sub(rf"\b{type(config).__name__}\.", prefix, message)
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
             message = as_dotted(message, value, f"{prefix}{name}.")
@@ -229,6 +231,8 @@ def resolved(config):
 def check_fit(config: Config) -> None:
     "InputError where values do not go together, or a model is not known."
     check_crop(config.classifier.model, config.classifier.crop_size)
+    check_blocks(config.classifier.model, (*config.attention.blocks, config.attention.start_block))
+    check_backbone(config.segmenter.backbone)
     if config.labels.block is not None and config.labels.block not in config.attention.blocks:
         raise InputError(f"labels.block is {config.labels.block}; expected one of attention.blocks, "
                          f"which is {config.attention.blocks}.")

@@ -110,6 +110,13 @@ def _make_backbone(name: str, output_stride: int, pretrained: bool) -> nn.Module
         net.channels = net.feature_info.channels()
     return net
 
+# %% ../nbs/workshop/10_deeplab.ipynb #7868c5c3
+def check_backbone(name: str) -> None:
+    "InputError when timm has no such model, with names that are near."
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3) or ["resnet101", "vgg16"]
+        raise InputError(f"Backbone {name!r} is not known to timm; expected a name such as {', '.join(near)}.")
+
 # %% ../nbs/workshop/10_deeplab.ipynb #1a2b1469
 def create_backbone(
     name: str,  # a timm model
@@ -118,9 +125,7 @@ def create_backbone(
     weights: Path | None = None,  # a local file in timm's naming instead
 ) -> nn.Module:  # (B, 3, H, W) -> five feature maps; has .channels, .mean and .std
     "A timm CNN as feature extractor; InputError for one that is unknown or unfit, or weights that cannot be had."
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 3) or ["resnet101", "vgg16"]
-        raise InputError(f"Backbone {name!r} is not known to timm; expected a name such as {', '.join(near)}.")
+    check_backbone(name)
     try:
         statistics = timm.get_pretrained_cfg(name)
     except RuntimeError as error:

@@ -24,10 +24,10 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .attention import read_attention
 from .config import Config, check_fit, flatten, label_rule, override, preset
 from .data import IGNORE, VOCDataset, atomic_write, cache_dir, read_mask
 from .figures import class_legend, show_grid, show_image, show_label, show_map
+from .map_files import read_attention
 from .options import WORKERS, check_seeds, check_value, short_cause
 from .pipeline import chain, predict_with
 from .pseudo_labels import LabelRule
@@ -181,6 +181,16 @@ def format_table(
         return "\n".join("| " + " | ".join(line) + " |" for line in [cells[0], rule, *cells[1:]])
     return "\n".join("  ".join(line).rstrip() for line in [cells[0], ["-" * w for w in width], *cells[1:]])
 
+# %% ../nbs/workshop/14_experiment.ipynb #1f24ef45
+def _checked(
+    base: Config,
+    workers: int,  # loader processes
+) -> Config:
+    "The configuration; InputError where a value cannot be meant."
+    check_value("workers", workers, int, WORKERS)
+    check_fit(base)
+    return base
+
 # %% ../nbs/workshop/14_experiment.ipynb #361416bf
 @dataclass(frozen=True)
 class Experiment:
@@ -207,9 +217,7 @@ class Experiment:
     ) -> "Experiment":
         "From a notebook's parameters, checked; prints what there is to work with."
         own = {"data.voc_root": voc_root, "data.saliency": tuple(saliency)} | dict(config or {})
-        check_value("workers", workers, int, WORKERS)
-        base = override(preset(preset_name), own)
-        check_fit(base)
+        base = _checked(override(preset(preset_name), own), workers)
         stages = Path(cache or cache_dir() / "stages")
         made = cls(name, title, preset_name, base, check_seeds(seeds), Path(out), stages, workers)
         print(f"{len(made.train)} training and {len(made.val)} val images, {made.train.num_classes} classes; "

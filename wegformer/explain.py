@@ -18,6 +18,8 @@ from .classifier import normalize, patch_size, resize_to_patches
 from .config import Config
 from .data import InputError, read_saliency
 from .figures import class_legend, show_grid, show_image, show_label, show_map
+from .heatmaps import METHODS
+from .plain_model import plain_model
 from .pseudo_labels import pseudo_label
 from .soft_erase import soft_erase
 
@@ -56,6 +58,9 @@ def explain_figure(
 ) -> tuple[Figure, list[str]]:  # the figure, the names explained
     "Photograph, map, erased map per class, and the pseudo label, side by side."
     check_class_names(classes, names)
+    model = plain_model(model)
+    if (check := METHODS[config.attention.method].check) is not None:
+        check(model)
     classes = classes or _class_names(model, image, names, config)
     ids = torch.tensor(sorted({names.index(c) for c in classes}))
     maps, rule = attention_maps(model, image, ids, config.attention).cpu(), config.labels.rule  # (C, H, W)

@@ -17,15 +17,16 @@ import torch
 
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
-from .attention import read_attention, write_attention_maps
 from .classifier import create_classifier, load_classifier, train_classifier
 from .config import Config, resolved
 from .crf import CRFParams
 from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
+from .explainable import check_explainable
+from .map_files import read_attention, write_attention_maps
 from .masks import is_mask, read_note
 from .pretraining import initial_stages, segmenter_start, training_fields, weights_fingerprint
-from .processes import is_main, mine, progress_bar, sum_of_parts
+from .processes import is_main, mine, progress_bar, share, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats
 from .segmentation import SegmenterConfig, load_segmenter, predict, predict_dataset, train_segmenter
 from .splits import Part, has_masks, images_fingerprint, masks_fingerprint, open_split, saliency_fingerprint
@@ -48,6 +49,8 @@ def chain(
     workers: int = 0,  # loader processes
 ) -> Chain:
     "The way from photographs with image labels to the mIoU on val. Nothing is made before a stage is `run`."
+    if config.labels.source == "wegformer":
+        check_explainable(config.classifier.model, config.attention, config.classifier.output_stride)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     # page 01: photographs and image labels -> a ViT that names what a photograph shows (val only measures it)
     classifier = classifier_stage(config, train, val, workers)
@@ -85,14 +88,17 @@ def classifier_stage(config: Config, train: VOCDataset, val: VOCDataset, workers
 
 # %% ../nbs/method/10_chain.ipynb #87171452
 def attention_stage(config: Config, classifier: Stage, train: VOCDataset) -> Stage:
-    "Explains the classifier on every training image: ID.npz with one map per label (and block)."
+    "Explains the classifier on every training image: ID.npz with the heat maps of each label (and block)."
     recipe = resolved(config.attention)
 
     def make(out: Path, needs: dict) -> None:
         model, _, _ = load_classifier(needs["classifier"] / "model.safetensors")
-        write_attention_maps(model.to(default_device()), train, out, recipe)
+        write_attention_maps(model.to(default_device()), train, out, recipe, share=share())
 
-    return Stage("attention", recipe, make, dict(classifier=classifier))
+    def finish(out: Path, needs: dict) -> None:
+        "Nothing to join: each process writes the files of its batches."
+
+    return Stage("attention", recipe, make, dict(classifier=classifier), finish, revision=2)
 
 # %% ../nbs/method/10_chain.ipynb #aec7a869
 def trivial_label(
@@ -129,8 +135,9 @@ def _labels_of(
     if labels.source == "saliency":
         return [(trivial_label(s, train.class_ids(i), labels.threshold), None) for i, s in zip(batch, salient)]
     place, others = _block(config, labels.block), [_block(config, b) for b in labels.mine_blocks]
-    read = [read_attention(maps / f"{train.ids[i]}.npz") for i in batch]  # maps and classes
-    maps = [a.to(default_device()) for a, _ in read]  # where there is a GPU, a kernel labels the whole batch
+    # maps and classes; where there is a GPU, maps are enlarged there, and a kernel labels the whole batch
+    read = [read_attention(maps / f"{train.ids[i]}.npz", default_device()) for i in batch]
+    maps = [a for a, _ in read]
     attention = [a if place is None else a[place] for a in maps]  # (C, H, W) each
     mined, classes = [[a[k] for k in others] for a in maps], [c for _, c in read]
     made = labels_with_stats(attention, classes, salient, labels.rule, mined)

@@ -14,8 +14,9 @@ from torch import nn
 from .all_blocks import all_block_maps
 from .data import InputError
 from .last_block import last_block_maps
+from .plain_model import plain_model
 from .rules import check_options, dtd_maps_plain
-from .vit import check_inputs, precise, precise_mode
+from .vit import check_finite, check_inputs, precise, precise_mode
 
 _all_ = ["dtd_maps_plain"]  # the reference is found at the same door
 
@@ -27,7 +28,7 @@ def _all_block_maps(model, images, pairs, starts, clamp, gradient, seed):
         return all_block_maps(full, images.to(full.cls_token.dtype), pairs, starts, clamp, gradient, seed)
 
 def dtd_maps(
-    model: nn.Module,  # timm ViT, see `check_vit`
+    model: nn.Module,  # timm ViT, see `check_vit`; what `plain_model` takes off may be around it
     images: torch.Tensor,  # (B, 3, H, W), normalised as the model was trained
     pairs: torch.Tensor,  # (P, 2) int64: image index, class index
     start_block: int | Sequence[int] | None = None,  # first block to take part, from 0; None: the last; several: each
@@ -37,6 +38,7 @@ def dtd_maps(
     seed: str = "one_hot",  # what relevance starts from: "one_hot", or the "logit" as in eq. 1
 ) -> torch.Tensor:  # (P, h, w) on the patch grid, (S, P, h, w) for several; float64 for a float64 model, else float32
     "Heat maps by deep Taylor decomposition, not normalised; the last block's cost about one forward pass in all."
+    model = plain_model(model)
     h, w = check_inputs(model, images, pairs)
     several, last = isinstance(start_block, (tuple, list)), len(model.blocks) - 1
     if several and not start_block:
@@ -49,5 +51,5 @@ def dtd_maps(
             maps = last_block_maps(model, images, pairs, clamp, gradient, seed)[None]
         else:
             maps = _all_block_maps(model, images, pairs, starts, clamp, gradient, seed)
-        maps = maps[..., model.num_prefix_tokens:].unflatten(-1, (h, w))
+        maps = check_finite(maps, model, images)[..., model.num_prefix_tokens:].unflatten(-1, (h, w))
         return maps if several else maps[0]

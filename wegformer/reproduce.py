@@ -34,6 +34,7 @@ from nbconvert import HTMLExporter
 import wegformer
 from .data import InputError, atomic_write
 from .options import absolute, refuse_overwrite, short_cause, split_named
+from .processes import is_main
 
 # %% ../nbs/workshop/15_reproduce.ipynb #406f1fd0
 FOLDERS = ("tables", "figures", "extras")  # of nbs/, in the order in which all of it is best run
@@ -320,9 +321,12 @@ def reproduce(
     check_parameters(path, {**parameters, "out": str(out)})
     _check_name(path, name)
     refuse_overwrite([(out / f"{name}.{kind}", path) for kind in ("ipynb", "html", "json")], [path])
-    with _appearing(out, name) as part:
+    # of several processes each has a notebook of its own, and the main one's is kept
+    with _appearing(out, name) if is_main() else tempfile.TemporaryDirectory() as part:
+        part = Path(part)
         try:
             _execute(name, path, part / f"{name}.ipynb", {**parameters, "out": str(part)})
         finally:
             _tidy(part / f"{name}.ipynb", _places({part: ".", out: "."}, parameters))
-    return json.loads((out / f"{name}.json").read_text())
+        result = json.loads((part / f"{name}.json").read_text())
+    return result

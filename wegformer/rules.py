@@ -15,7 +15,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from .data import InputError
-from .vit import check_inputs, head_layer, head_tokens, precise, precise_mode, run_blocks
+from .plain_model import plain_model
+from .vit import check_finite, check_inputs, head_layer, head_tokens, precise, precise_mode, run_blocks
 
 # %% ../nbs/method/02_rules.ipynb #f0a7c886
 def divide(
@@ -212,9 +213,11 @@ def dtd_maps_plain(
     seed: str = "one_hot",  # what relevance starts from: "one_hot", or the "logit" as in eq. 1
 ) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised; float64 for a float64 model, else float32
     "Heat maps by the published procedure, pair by pair through every layer: slow, the reference for `dtd_maps`."
+    model = plain_model(model)
     h, w = check_inputs(model, images, pairs)
     start = check_options(model, start_block, seed)
     with precise_mode(images.device):
         model = precise(model)
         maps = [_plain_map(model, images[i], c, start, clamp, gradient, seed) for i, c in pairs.tolist()]
-        return (torch.stack(maps) if maps else model.cls_token.new_zeros(0, h * w)).unflatten(-1, (h, w))
+        maps = torch.stack(maps) if maps else model.cls_token.new_zeros(0, h * w)
+        return check_finite(maps, model, images).unflatten(-1, (h, w))

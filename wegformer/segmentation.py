@@ -30,8 +30,9 @@ from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_back
 from .options import PATH, at_least, between, check_fields
 from .masks import is_mask
 from .processes import is_main, progress_bar
+from .shares import Terms
 from wegformer.training import (
-    Terms, autocast, default_device, fit, load_weights, poly, read_state, resolve_precision, save_weights
+    autocast, default_device, fit, load_weights, poly, read_state, resolve_precision, save_weights
 )
 
 

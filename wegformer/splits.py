@@ -123,6 +123,7 @@ def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
 
     return _once(split, "images", make)
 
+# %% ../nbs/workshop/12a_splits.ipynb #9ad7ac31
 def masks_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
     "A fingerprint of the split's masks; InputError when one is missing."
     return _once(split, "masks", lambda: fingerprint(mask_paths(split)))

@@ -215,6 +215,10 @@ def run(
 class Unfinished(RuntimeError):
     "A part of a stage is done; the stage is finished when the other parts are."
 
+    def __init__(self, stage: str, message: str):
+        super().__init__(message)
+        self.stage = stage
+
 def _parts(folder: Path, count: int) -> dict[int, dict]:  # place -> what it took
     "The notes of the parts that are done, of `count` in all; a damaged note counts as none."
     found = {}
@@ -243,7 +247,8 @@ def _make_part(stage: Stage, folder: Path, needs: dict[str, Path], log: Callable
         parts = _parts(folder, count)
         if len(parts) < count:
             missing = ", ".join(str(i + 1) for i in range(count) if i not in parts)
-            raise Unfinished(f"{stage.name}: part {place + 1} of {count} is done; still to come: {missing}.")
+            part = f"{stage.name}: part {place + 1} of {count} is done"
+            raise Unfinished(stage.name, f"{part}; still to come: {missing}.")
         sweep(folder)
         metrics = stage.finish(folder, needs)
         _write_record(stage, folder, needs, metrics, seconds=round(sum(p["seconds"] for p in parts.values()), 2),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from filelock import FileLock
@@ -356,6 +357,8 @@ def make_toy_voc(
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root.parent):  # where nothing can be written, the lock would be waited for
+            pass
         with FileLock(root.with_name(f".{root.name}.lock")), _appearing(root) as part:
             if not _holds(root, arguments):  # another process may have been faster
                 _draw_all(part, which, dict(train=train, val=val), seed, config)
