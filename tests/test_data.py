@@ -156,11 +156,11 @@ def test_missing_pieces_of_a_folder(tmp_path, toy_copy):
 
 
 def test_check_counts_what_is_missing(toy_copy):
-    assert all(ok for ok, _ in check(toy_copy, splits=("train", "val")))
+    assert check(toy_copy, splits=("train", "val")).ready
     name = VOCDataset(toy_copy, "train").ids[5]
     (toy_copy / "saliency" / "good" / f"{name}.png").unlink()
     report = check(toy_copy, splits=("train", "val"))
-    missing = [text for ok, text in report if not ok]
+    missing = [text for ok, text in report.lines if not ok]
     assert missing and all("23 of 24" in text and "NSROM" in text for text in missing)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from .data import IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask, without_nan
+from .data import CLASSES, IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask, without_nan
 from .figures import plain_text
 
 # %% ../nbs/method/09_evaluation.ipynb #b90bf757
@@ -127,7 +127,7 @@ def _confusions(
                          f"expected one PNG for every id of split {dataset.split!r}.")
     for i, name in enumerate(tqdm(dataset.ids, desc="evaluate", leave=False, mininterval=1.0, disable=not progress)):
         truth = dataset.mask(i)
-        prediction = read_mask(predictions / f"{name}.png", tuple(truth.shape))
+        prediction = read_mask(predictions / f"{name}.png", tuple(truth.shape), voc=names == CLASSES)
         try:
             kept = strict = confusion([(prediction, truth)], len(names))
             if (prediction == IGNORE).any():
@@ -143,12 +143,15 @@ def evaluate(
     progress: bool = False,  # show a bar
     combine: Callable[[torch.Tensor], torch.Tensor] = torch.clone,  # adds up over processes that share the work
 ) -> Evaluation:
-    "Compare every image's prediction with the truth; InputError that names a file that is missing or of another size."
+    "Compare every image's prediction with the truth; InputError for a file that does not fit, or a truth of no class."
     names = dataset.classes
     kept = strict = torch.zeros(len(names), len(names), dtype=torch.long)
     for own, own_strict in _confusions(predictions, dataset, progress):
         kept, strict = kept + own, strict + own_strict
     kept, strict = combine(torch.stack([kept, strict]))
+    if not strict[1:].any():
+        raise InputError(f"No mask of split {dataset.split!r} holds any class, so there is nothing to measure; "
+                         "expected class indices: a mask of one class is made of 0 and 1, not of 0 and 255.")
 
     def share(part: torch.Tensor, whole: torch.Tensor) -> float:  # percent
         return 100 * part.item() / whole.item() if whole else float("nan")
@@ -318,7 +321,8 @@ def export_voc_server(
         raise InputError(f"competition is {competition!r}; expected 'comp5' or 'comp6'.")
     if not Path(out).name.endswith((".tar.gz", ".tgz")):
         raise InputError(f"Archive {out} has another ending; expected .tar.gz.")
-    names = dataset.ids if dataset is not None else sorted(p.stem for p in predictions.glob("*.png"))
+    names = dataset.ids if dataset is not None else sorted(
+        str(p.relative_to(predictions).with_suffix("")) for p in predictions.rglob("*.png"))
     if not names:
         raise InputError(f"Folder {predictions} holds no predictions; expected ID.png files.")
     with atomic_write(out) as handle, tarfile.open(fileobj=handle, mode="w:gz") as archive:

@@ -10,6 +10,7 @@ __all__ = ['CLASSES', 'IGNORE', 'PALETTE', 'PICTURES', 'Refuse', 'open_picture',
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from .errors import InputError
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # what matters of it is said in a sentence
 
 # %% ../nbs/workshop/00b_pictures.ipynb #6c850ba6
 CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -92,7 +95,7 @@ class Header:
     stored: str  # and for how they lie in the file
     format: str
 
-# %% ../nbs/workshop/00b_pictures.ipynb #b8d7e0e6
+# %% ../nbs/workshop/00b_pictures.ipynb #b21c442f
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
@@ -113,9 +116,12 @@ def _turn(picture: Image.Image, path: Path) -> int:
     try:
         if picture.format == "PNG" and "exif" not in picture.info and _late_exif(path):
             picture.load()
-        turn = Image.Image.getexif(picture).get(0x0112, 1)
-    except Exception:  # a block that no viewer can read, either
+        exif = Image.Image.getexif(picture)
+    except Exception:  # Pillow meets most damage with an empty block, and some with an error
+        exif = {}
+    if not exif and picture.info.get("exif"):
         return 0
+    turn = exif.get(0x0112)
     return turn if turn in _TURNS else 1
 
 # %% ../nbs/workshop/00b_pictures.ipynb #0ef712e5

@@ -18,27 +18,31 @@ from .data import InputError, VOCDataset
 from .extras.distillation import DistilConfig, distil, find_photographs
 from .extras.initial_weights import InitialConfig, make_initial_weights
 from .extras.saliency import make_saliency
-from .options import NOT_EMPTY, WORKERS, check_value, refuse_data_folder, split_named
+from .options import WORKERS, check_value, refuse_data_folder, split_named
 from .report import write_report
 from .toyvoc import make_toy_voc
 
 # %% ../nbs/workshop/16b_tools.ipynb #2ff7795b
 @dataclass(frozen=True)
 class Check:
-    "Say what is in a VOC folder, what is missing, and where people get it."
+    "Say what is in a VOC folder, what is missing, what a run would refuse, and what to do."
     voc_root: Path  # a folder in VOC's layout
     saliency: tuple[str, ...] = ()  # NAME=FOLDER of saliency maps; default: every folder in voc_root/saliency
-    splits: tuple[str, ...] = ("train_aug", "val")
+    # lists in ImageSets/Segmentation; default: train_aug (in a folder with classes of its own: train) and val
+    splits: tuple[str, ...] = ()
+    label_source: Literal["auto", "xml", "npy", "masks"] = "auto"  # of the image-level labels
+    orientation: bool = True  # apply the rotation flag that cameras store (EXIF)
+    deep: bool = False  # decode every file; otherwise lists, labels and headers alone
+    workers: int | None = None  # processes that decode; default: one for each core
 
     def __call__(self) -> int:
-        check_value("splits", self.splits, tuple[str, ...], NOT_EMPTY)
-        report = check(self.voc_root, dict(map(split_named, self.saliency)) or None, self.splits)
-        for ok, text in report:
-            print("ok      " if ok else "MISSING ", text)
-        missing = sum(not ok for ok, _ in report)
-        summary = f", {missing} missing" if missing else ": ready to run"
-        print(f"{len(report) - missing} of {len(report)} found{summary}")
-        return 1 if missing else 0
+        check_value("splits", self.splits, tuple[str, ...])
+        check_value("workers", self.workers, int | None, WORKERS)
+        report = check(self.voc_root, dict(map(split_named, self.saliency)) or None, self.splits,
+                       labels=self.label_source, orientation=self.orientation, deep=self.deep, workers=self.workers,
+                       progress=True)
+        print(report)
+        return 0 if report.ready else 1
 
 @dataclass(frozen=True)
 class Toy:
