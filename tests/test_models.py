@@ -13,10 +13,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from wegformer.attention import AttentionConfig, attention_maps
 from wegformer.classifier import create_classifier
+from wegformer.config import override, preset
 from wegformer.data import InputError
 from wegformer.explainable import check_explainable
 from wegformer.heatmaps import METHODS, cam_maps
 from wegformer.last_block import last_block_maps
+from wegformer.pipeline import chain
 from wegformer.plain_model import plain_model
 from wegformer.relevance import dtd_maps, dtd_maps_plain
 from wegformer.vit import random_vit
@@ -571,6 +573,7 @@ SMALL = {  # a name for each kind that timm has: which methods explain it
     "vit_toy_patch8_96": METHODS,
     "resnet10t": ["cam"],
     "resnet_toy": ["cam"],
+    "resnet38": ["cam"],
     "efficientnet_lite0": ["cam"],
     "vit_giant_patch14_dinov2": [],  # SwiGLU
     "vit_medium_patch16_gap_240": [],
@@ -630,3 +633,15 @@ def test_output_strides_are_asked_before_training():
     for name, method in (("resnet_toy", "dtd"), ("vit_toy_patch8_96", "dtd"), ("efficientnet_lite0", "cam")):
         with pytest.raises(InputError):
             check_explainable(name, AttentionConfig(method=method), output_stride=12)
+
+
+@pytest.mark.parametrize("source", ["wegformer", "masks"])
+def test_the_chain_asks_when_it_is_configured(source, toy_root):
+    "Only where labels are made of maps."
+    change = {"classifier.model": "resnet_toy", "attention.method": "dtd", "labels.source": source}
+    config = override(preset("smoke"), change | {"data.voc_root": str(toy_root)})
+    if source == "wegformer":
+        with pytest.raises(InputError, match="attention.method is 'dtd', which cannot explain .* 'resnet_toy'"):
+            chain(config)
+    else:
+        chain(config)

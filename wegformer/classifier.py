@@ -250,9 +250,8 @@ def average_fault(net: nn.Module) -> str | None:
     "Whether more than an average lies between a CNN's features and its head, tried on noise; None when not."
     if net.get_classifier().weight.is_meta:  # memory for all, values for the head: what else is there will show
         net = copy.deepcopy(net).to_empty(device="cpu")
-        nn.init.normal_(net.get_classifier().weight)
-        if net.get_classifier().bias is not None:
-            nn.init.zeros_(net.get_classifier().bias)
+        for weight in net.get_classifier().parameters():
+            nn.init.normal_(weight)
     head = net.get_classifier()
     noise = torch.randn(1, head.in_features, 3, 4, generator=torch.Generator().manual_seed(0), device="cpu")
     if not torch.allclose(net.forward_head(noise), head(noise.mean((2, 3))), atol=1e-4):

@@ -17,10 +17,19 @@ from torch import nn
 from .attention import AttentionConfig
 from .classifier import create_classifier
 from .data import InputError
-from .heatmaps import METHODS
+from .heatmaps import METHODS, HeatMap
 
 # %% ../nbs/workshop/09b_explainable.ipynb #34ab0aab
-def _network(model: str, output_stride: int | None) -> nn.Module:
+def _builder(model: str) -> Callable | None:
+    "timm's function behind a name; None where timm does not know it."
+    return timm.model_entrypoint(model) if timm.is_model(model) else None
+
+@functools.lru_cache(1)  # the methods of one network are asked for one after the other
+def _network(
+    model: str,
+    builder: Callable | None,  # from `_builder`: who registers another one gets another network
+    output_stride: int | None,
+) -> nn.Module:
     "The classifier as it will be built, with weights of no meaning."
     options = dict(num_classes=20, pretrained=False, output_stride=output_stride)
     try:
@@ -34,23 +43,23 @@ def _network(model: str, output_stride: int | None) -> nn.Module:
 # %% ../nbs/workshop/09b_explainable.ipynb #6c883351
 @functools.cache
 def _depth_or_fault(
-    builder: Callable,  # timm's function behind the name: who registers another one gets another answer
     model: str,
-    check: Callable[[nn.Module], None] | None,  # of the method
+    builder: Callable | None,
+    method: HeatMap,
     output_stride: int | None,
-) -> int | str:  # the blocks of a ViT, 0 for a CNN; what the method refuses
+) -> int | InputError:  # the blocks of a ViT, 0 for a CNN; why the network cannot be built or explained
     "What must be known of a network to say whether a method can explain it."
-    net = _network(model, output_stride)
     try:
-        if check is not None:
-            check(net)
+        net = _network(model, builder, output_stride)
     except InputError as error:
-        return str(error)
+        return InputError(str(error))  # a new one: the old one holds on to the network
+    try:
+        if method.check is not None:
+            method.check(net)
+    except InputError as error:
+        return InputError(f"attention.method is {method.name!r}, which cannot explain classifier.model {model!r}: "
+                          f"{error}")
     return len(net.blocks) if isinstance(net, VisionTransformer) else 0
-
-def _known(model: str) -> Callable | None:
-    "timm's function behind a name; None where timm does not know it."
-    return timm.model_entrypoint(model) if timm.is_model(model) else None
 
 # %% ../nbs/workshop/09b_explainable.ipynb #d810ac53
 def _option_fault(config: AttentionConfig, depth: int) -> str | None:
@@ -73,9 +82,8 @@ def check_explainable(
     output_stride: int | None = None,  # classifier.output_stride
 ) -> None:
     "InputError when the method cannot explain that classifier; nothing is trained or loaded."
-    found = _depth_or_fault(_known(model_name), model_name, METHODS[config.method].check, output_stride)
-    if isinstance(found, str):
-        raise InputError(f"attention.method is {config.method!r}, which cannot explain classifier.model "
-                         f"{model_name!r}: {found}")
+    found = _depth_or_fault(model_name, _builder(model_name), METHODS[config.method], output_stride)
+    if isinstance(found, InputError):
+        raise InputError(str(found))
     if fault := _option_fault(config, found):
         raise InputError(f"{fault} (classifier.model is {model_name!r}).")
