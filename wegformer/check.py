@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -144,7 +144,8 @@ def look_through(
     found: list[list[Seen]] = [[] for _ in splits]
     try:
         results = pool.map(_look_at_some, *zip(*jobs)) if pool else (_look_at_some(*job) for job in jobs)
-        with tqdm(desc="check", total=sum(map(len, splits)), leave=False, mininterval=0.5, disable=None if progress else True) as bar:
+        hidden = None if progress else True  # None: only where nobody looks
+        with tqdm(desc="check", total=sum(map(len, splits)), leave=False, mininterval=0.5, disable=hidden) as bar:
             for (k, *_), seen in zip(jobs, results):
                 found[k] += seen
                 bar.update(len(seen))
@@ -273,12 +274,13 @@ def _opened(root: Path, splits: Sequence[str], **options) -> tuple[list[VOCDatas
         try:
             opened.append(VOCDataset(root, split, **options))
         except InputError as error:
-            text = str(error).rstrip(".")
-            where = {"not found": "Split", "no image-level labels": "Annotation"}
-            where = [source for words, source in where.items() if words in text]
-            report.append(_line(False, text, *where[:1] or ["Split"], own=not where or (root / "classes.txt").is_file()))
+            text, known = str(error).rstrip("."), {"not found": "Split", "no image-level labels": "Annotation"}
+            where = [source for words, source in known.items() if words in text]
+            own = not where or (root / "classes.txt").is_file()
+            report.append(_line(False, text, *where[:1] or ["Split"], own=own))
     return opened, report
 
+# %% ../nbs/workshop/00d_check.ipynb #33f25ca8
 def _class_counts(data: VOCDataset, seen: Sequence[Seen]) -> dict[str, dict[str, int]]:
     "In how many images of a split each class occurs, by labels and by masks."
     labels, masks = (Counter(c for numbers in kind for c in numbers) for kind in (

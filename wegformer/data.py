@@ -19,7 +19,8 @@ from torchvision import tv_tensors
 from .errors import InputError, refusal, require, require_kind  # noqa: F401
 from .labels import labels_from_xml, read_cls_labels
 from .lists import read_classes, read_split
-from .masks import look_at_mask, look_at_saliency, read_mask, read_saliency, write_mask  # noqa: F401
+from .masks import look_at_mask as mask_header, look_at_saliency as saliency_header
+from .masks import read_mask, read_saliency, write_mask  # noqa: F401
 from .pictures import CLASSES, IGNORE, PALETTE, PICTURES, Header, look_at_image, read_image  # noqa: F401
 from .storage import atomic_write, cache_dir, fingerprint, without_nan  # noqa: F401
 
@@ -199,7 +200,7 @@ def mask(self: VOCDataset, i: int) -> tv_tensors.Mask:  # (H, W) uint8, 255 = ig
 def look_at_mask(self: VOCDataset, i: int) -> Header:
     "The header of mask i; InputError for what it alone tells against it."
     try:
-        return look_at_mask(self.mask_path(i), self.size(i), self.orientation)
+        return mask_header(self.mask_path(i), self.size(i), self.orientation)
     except InputError as error:
         raise self._says_turned(i, error) from None
 
@@ -275,7 +276,7 @@ def saliency(self: VOCDataset, i: int, name: str) -> tv_tensors.Mask:  # (H, W) 
 @patch
 def look_at_saliency(self: VOCDataset, i: int, name: str) -> Header:
     "The header of a saliency map; InputError for what it alone tells against it."
-    return self._read_saliency(i, name, look_at_saliency)
+    return self._read_saliency(i, name, saliency_header)
 
 @patch
 def require_saliency(self: VOCDataset, name: str) -> None:

@@ -73,7 +73,7 @@ def _read_dictionary(path: Path) -> dict:
             raise ValueError("it is an .npz archive")
         handle.seek(0)
         shape, _, dtype = headers[np.lib.format.read_magic(handle)](handle)
-        if dtype != object:
+        if dtype.kind != "O":
             raise ValueError(f"it is an array of {dtype} of shape {shape}")
         table = _ArrayUnpickler(handle).load()
     table = table.item() if isinstance(table, np.ndarray) and table.ndim == 0 else table

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -44,7 +43,8 @@ PALETTE = _voc_palette()
 # %% ../nbs/workshop/00b_pictures.ipynb #a3ffe9df
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # endings that a folder is searched for
 Image.init()
-_FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF") if name in Image.OPEN]
+_ALL = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = [name for name in _ALL if name in Image.OPEN]
 _FOREIGN = {b"version https://git-lfs": "is a Git LFS pointer; expected the picture: git lfs pull fetches it",
             b"<": "begins like a web page or an SVG; expected a picture",
             b"%PDF": "is a PDF; expected a picture", b"8BPS": "is a Photoshop file; expected a PNG or JPEG of it"}
