@@ -23,7 +23,7 @@ from .deeplab import check_backbone
 from .options import NAMED_PATH, PATH, SEED, UNIQUE, at_least, between, check_fields, split_named
 from .pseudo_labels import LabelRule
 from .segmentation import RECIPES, SegmenterConfig
-from .training import resolve_precision
+from .training import read_state, resolve_precision
 
 # %% ../nbs/workshop/12_config.ipynb #c1097d2e
 @dataclass(frozen=True)
@@ -233,6 +233,8 @@ def check_fit(config: Config) -> None:
     check_crop(config.classifier.model, config.classifier.crop_size)
     check_blocks(config.classifier.model, (*config.attention.blocks, config.attention.start_block))
     check_backbone(config.segmenter.backbone)
+    for weights in filter(None, (config.classifier.weights, config.segmenter.weights)):
+        read_state(weights)  # a damaged file is refused here, not after the hours before it is needed
     if config.labels.block is not None and config.labels.block not in config.attention.blocks:
         raise InputError(f"labels.block is {config.labels.block}; expected one of attention.blocks, "
                          f"which is {config.attention.blocks}.")

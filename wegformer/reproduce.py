@@ -321,7 +321,8 @@ def _execute(name: str, path: Path, executed: Path, parameters: Mapping[str, Any
     failed = f"(see {name}.failed.ipynb)"
     try:
         pm.execute_notebook(str(path), str(executed), parameters, cwd=str(executed.parent), progress_bar=False,
-                            stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=0)
+                            stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=0,
+                            extra_arguments=["--IPKernelApp.log_level=50"])  # its errors come back with the cell
     except pm.PapermillExecutionError as error:
         said = short_cause(InputError(error.evalue) if error.ename == "InputError" else error.evalue)
         raise NotebookFailed(f"Notebook {name} failed in cell {_cell_that_failed(executed)}: {error.ename}: {said} "
