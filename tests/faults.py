@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -83,16 +84,45 @@ def run(root: Path, options: Mapping[str, Any]) -> tuple[VOCDataset, VOCDataset]
     return train, val
 
 
-def answer(fault: Fault, root: Path) -> tuple[Report, Report, str | None]:
-    "What check says of a damaged folder, quickly and deeply, and the sentence with which the run ends, if it does."
+def judge(fault: Fault, root: Path) -> str:
+    "Damage a sound folder and see how it is answered: what is wrong with the answer; an empty text where nothing is."
     fault.damage(root)
-    reports = [check(root, splits=("train", "val"), deep=deep, workers=0, **fault.options) for deep in (False, True)]
+    quick, deep = (
+        check(root, splits=("train", "val"), deep=deep, workers=0, **fault.options) for deep in (False, True)
+    )
     try:
-        sets = run(root, fault.options)
+        sets, sentence = run(root, fault.options), ""
     except InputError as error:
-        return *reports, str(error)
-    assert fault.holds is None or fault.holds(*sets), f"{fault.name}: read, and not rightly"
-    return *reports, None
+        sentence = str(error)
+    return (
+        _judge_refusal(fault, root, quick, deep, sentence)
+        if fault.answer in ("quick", "deep")
+        else (
+            _judge_reading(fault, quick, deep, sentence)
+            or ("" if fault.holds is None or fault.holds(*sets) else "read wrong")
+        )
+    )
+
+
+def _judge_refusal(fault: Fault, root: Path, quick: Report, deep: Report, sentence: str) -> str:
+    "What is wrong where a fault should be refused."
+    reports = [deep, quick] if fault.answer == "quick" else [deep]
+    wrong = {
+        f"the run says {sentence!r}": fault.says not in sentence or not sentence,
+        f"the run says {sentence!r}, no plain sentence": not (sentence.isprintable() and sentence.endswith(".")),
+        f"the run names no file: {sentence}": str(root) not in sentence and "/nowhere" not in sentence,
+        "check finds it ready": any(report.ready or fault.says not in str(report) for report in reports),
+        "check refuses it without decoding": fault.answer == "deep" and not quick.ready,
+    }
+    return next((text for text, holds in wrong.items() if holds), "")
+
+
+def _judge_reading(fault: Fault, quick: Report, deep: Report, sentence: str) -> str:
+    "What is wrong where a fault should be read, with a warning or without."
+    if sentence or not (quick.ready and deep.ready):
+        return f"refused: {sentence or deep}"
+    warned = bool(deep.findings)
+    return "" if warned == (fault.answer == "warned") and fault.says in str(deep) else f"check says: {deep}"
 
 
 FAULTS: list[Fault] = []
@@ -726,9 +756,12 @@ def saved(content) -> bytes:
     return buffer.getvalue()
 
 
+HOSTILE = Path(tempfile.gettempdir()) / f"wegformer-hostile-{os.getpid()}"  # what a label file tries to make
+
+
 class Hostile:
     def __reduce__(self):
-        return os.system, ("touch /tmp/wegformer-hostile",)
+        return os.system, (f"touch '{HOSTILE}'",)
 
 
 npy("as it should be", lambda t: t, "right", holds=first_label_is_cat)

@@ -1,13 +1,12 @@
 "Every known way to be wrong is answered: no traceback, one sentence that names the file, check and the run agree."
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from faults import FAULTS, answer, sound_folder
+from faults import FAULTS, HOSTILE, judge, sound_folder
 from wegformer.check import check
 
 
@@ -29,15 +28,5 @@ def test_faults_are_many_and_their_names_differ():
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.area}: {f.name}".replace(" ", "_"))
 def test_check_and_the_run_agree(fault, sound, tmp_path):
-    root = Path(shutil.copytree(sound, tmp_path / "voc"))
-    quick, deep, sentence = answer(fault, root)
-    if fault.answer in ("quick", "deep"):
-        assert sentence is not None and fault.says in sentence
-        assert sentence.isprintable() and sentence.endswith(".")
-        assert str(root) in sentence or "/nowhere" in sentence, f"names no file: {sentence}"
-        assert not deep.ready and quick.ready == (fault.answer == "deep")
-        assert fault.says in str(deep) and (fault.answer == "deep" or fault.says in str(quick))
-    else:
-        assert sentence is None and quick.ready and deep.ready, deep
-        assert (fault.says in str(deep)) if fault.answer == "warned" else not deep.findings, deep
-    assert not os.path.exists("/tmp/wegformer-hostile")
+    assert judge(fault, Path(shutil.copytree(sound, tmp_path / "voc"))) == ""
+    assert not HOSTILE.exists()

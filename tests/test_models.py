@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 from wegformer.attention import AttentionConfig, attention_maps
-from wegformer.classifier import create_classifier
+from wegformer.classifier import create_classifier, mean_std
 from wegformer.config import override, preset
 from wegformer.data import InputError
 from wegformer.explainable import check_explainable
@@ -154,6 +154,12 @@ def test_attention_maps_of_a_wrapped_network():
     config = AttentionConfig(long_side=60, scales=(1.0,), precision="no")
     expected = attention_maps(model, image, torch.tensor([1, 4]), config)
     assert torch.equal(attention_maps(nn.DataParallel(model), image, torch.tensor([1, 4]), config), expected)
+
+
+def test_the_mean_of_a_wrapped_network_is_not_guessed():
+    with pytest.raises(InputError, match="DataParallel is a wrapper"):
+        mean_std(nn.DataParallel(small_vit()))
+    assert mean_std(plain_model(nn.DataParallel(small_vit()))) == mean_std(small_vit())
 
 
 # ---- refused

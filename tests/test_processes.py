@@ -196,7 +196,9 @@ def test_a_table_by_two_processes_is_that_of_one(tmp_path, without_kernel, capsy
     assert contents(one, "labels") and contents(one, "labels") == contents(two, "labels")
     rows = [json.loads((tmp_path / name / "table2.json").read_text())["rows"] for name in "ab"]
     for ours, theirs in zip(*rows):
-        assert ours["pseudo_label_miou"] == theirs["pseudo_label_miou"] and ours["status"] == theirs["status"] == "ok"
+        assert ours["status"] == theirs["status"] == "ok"
+        if all(stage["stage"] != "relabel" for stage in theirs["stages"][0]):  # these labels are a trained network's
+            assert ours["pseudo_label_miou"] == theirs["pseudo_label_miou"]
     assert {read_done(p)["processes"] for p in two.glob("*-*") if p.name.startswith(("attention", "segm"))} == {2}
 
 

@@ -439,6 +439,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'wegformer.experiment.run_row': ('workshop/experiment.html#run_row', 'wegformer/experiment.py'),
                                       'wegformer.experiment.show_columns': ( 'workshop/experiment.html#show_columns',
                                                                              'wegformer/experiment.py'),
+                                      'wegformer.experiment.strict_mious': ( 'workshop/experiment.html#strict_mious',
+                                                                             'wegformer/experiment.py'),
                                       'wegformer.experiment.write_table': ( 'workshop/experiment.html#write_table',
                                                                             'wegformer/experiment.py')},
             'wegformer.explain': { 'wegformer.explain._class_names': ('workshop/explain.html#_class_names', 'wegformer/explain.py'),

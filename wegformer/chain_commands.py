@@ -97,7 +97,7 @@ class Attention(_ChainOptions):
 
     def __call__(self) -> int:
         folder, _ = self.run(self.stages.attention)
-        print(f"attention maps of {len(list(folder.glob('*.npz')))} images: {folder}")
+        print(f"attention maps of {len(list(folder.rglob('*.npz')))} images: {folder}")
         return 0
 
 @dataclass(frozen=True)
@@ -109,7 +109,10 @@ class PseudoLabels(_ChainOptions):
         for name, value in metrics.get("rule", {}).items():
             print(f"{name:<28} {value}")
         miou = metrics["pseudo_label_miou"]
-        measured = "(no masks to measure them with)" if miou is None else f"mIoU {miou:.1f} on train"
+        measured = "(no masks to measure them with)"
+        if miou is not None:
+            strict = metrics["pseudo_label"]["strict_miou"]
+            measured = f"mIoU {miou:.1f} on train (strict: {strict:.1f})"
         print(f"pseudo labels {measured}: {folder}")
         return 0
 

@@ -38,9 +38,9 @@ from .training import SCHEDULES, default_device, fit, load_weights, read_state, 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e03
 def mean_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     "The mean and standard deviation that `model`'s weights expect, per channel, of values in [0, 1]."
-    if not (hasattr(model, "pretrained_cfg") or hasattr(model, "default_cfg")):
-        raise InputError(f"model {type(model).__name__} does not say what mean and standard deviation it expects; "
-                         "expected a timm model, without a wrapper.")
+    if isinstance(getattr(model, "module", None), nn.Module):  # timm would find nothing and take a default
+        raise InputError(f"model {type(model).__name__} is a wrapper, which does not say what mean and standard "
+                         "deviation its network expects; expected the network in it.")
     cfg = timm.data.resolve_model_data_config(model)
     return cfg["mean"], cfg["std"]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from .data import InputError
 from .options import short_cause
+from .experiment import strict_mious
 from .reproduce import notebook_names
 
 # %% ../nbs/workshop/15a_records.ipynb #a669f185
@@ -39,6 +40,7 @@ class RowRecord:
     std: float | None  # sample standard deviation over the seeds
     single: tuple[float, ...]  # mIoU of each seed that finished
     pseudo_labels: float | None  # mIoU on train
+    strict: float | None  # the same with ignored pixels taken for background
     paper: float | None
     note: str
     error: str
@@ -94,10 +96,10 @@ def _row(row: Mapping) -> RowRecord:
     config, measures = row.get("config") or {}, row.get("measures") or {}
     return RowRecord(
         name=_string(row["name"]), status=_string(row["status"]),
-        miou=_float(row.get("miou")), std=_float(row.get("std")),
-        single=tuple(float(score["miou"]) for score in scores if score.get("miou") is not None),
-        pseudo_labels=_float(row.get("pseudo_label_miou")), paper=_float(row.get("paper")),
-        note=_string(row.get("note")), error=_string(row.get("error")), traceback=_string(row.get("traceback")),
+        miou=_float(row.get("miou")), std=_float(row.get("std")), single=tuple(float(score["miou"]) for score in scores if score.get("miou") is not None),
+        pseudo_labels=_float(row.get("pseudo_label_miou")), strict=_mean(strict_mious(row)),
+        paper=_float(row.get("paper")), note=_string(row.get("note")),
+        error=_string(row.get("error")), traceback=_string(row.get("traceback")),
         config={name: _text(value) for name, value in config.items() if name != "seed"},  # the seeds are listed
         measures={name: tuple(map(float, values)) for name, values in measures.items() if None not in values},
         work=tuple(_work(stage) for seed in row.get("stages") or [] for stage in seed),

@@ -47,7 +47,8 @@ def _columns(table: TableRecord) -> list[tuple[str, Callable[[RowRecord], str]]]
     columns = [("mIoU, val", lambda row: format_number(row.miou, row.std)),
                ("seeds " + " · ".join(map(str, seeds)),
                 lambda row: " · ".join(map(format_number, row.single)) if seeds else ""),
-               ("pseudo labels, train", lambda row: format_number(row.pseudo_labels))]
+               ("pseudo labels, train", lambda row: format_number(row.pseudo_labels)),
+               ("strict", lambda row: format_number(row.strict))]
     for label in dict.fromkeys(chain(*(row.measures for row in table.rows))):
         columns.append((label, partial(_measure, label)))
     columns += [("Δ paper", lambda row: _signed(row.miou, row.paper)),

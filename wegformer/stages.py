@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -253,4 +254,5 @@ def _make_part(stage: Stage, folder: Path, needs: dict[str, Path], log: Callable
         metrics = stage.finish(folder, needs)
         _write_record(stage, folder, needs, metrics, seconds=round(sum(p["seconds"] for p in parts.values()), 2),
                       peak_gib=max(p["peak_gib"] for p in parts.values()), processes=count)
+        shutil.rmtree(folder / "shards")  # the notes have served
         log(f"{stage.name:<12} {stage.key}  {count} parts joined")
