@@ -92,11 +92,11 @@ def _work(stage: Any) -> Work:
 def _row(row: Mapping) -> RowRecord:
     "A row of a table's JSON."
     scores = [m["evaluation"] for m in row.get("metrics") or [] if m.get("evaluation")]
-    ious = [score.get("iou") or {} for score in scores]
-    config, measures = row.get("config") or {}, row.get("measures") or {}
+    config, measures, ious = row.get("config") or {}, row.get("measures") or {}, [s.get("iou") or {} for s in scores]
     return RowRecord(
         name=_string(row["name"]), status=_string(row["status"]),
-        miou=_float(row.get("miou")), std=_float(row.get("std")), single=tuple(float(score["miou"]) for score in scores if score.get("miou") is not None),
+        miou=_float(row.get("miou")), std=_float(row.get("std")),
+        single=tuple(float(score["miou"]) for score in scores if score.get("miou") is not None),
         pseudo_labels=_float(row.get("pseudo_label_miou")), strict=_mean(strict_mious(row)),
         paper=_float(row.get("paper")), note=_string(row.get("note")),
         error=_string(row.get("error")), traceback=_string(row.get("traceback")),

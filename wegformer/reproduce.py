@@ -316,7 +316,7 @@ def _cell_that_failed(path: Path) -> int:
 # %% ../nbs/workshop/15_reproduce.ipynb #192bf10f
 def _execute(name: str, path: Path, executed: Path, parameters: Mapping[str, Any]) -> None:
     "Run a notebook in the folder of `executed`; NotebookFailed when a cell fails, or the process of the cells ends."
-    for logger in ("papermill", "traitlets", "asyncio"):  # papermill cannot read `str | None`; the parameters were checked above
+    for logger in ("papermill", "traitlets", "asyncio"):  # papermill cannot read `str | None`, checked above
         logging.getLogger(logger).setLevel(logging.ERROR)
     failed = f"(see {name}.failed.ipynb)"
     try:

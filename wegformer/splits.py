@@ -111,7 +111,8 @@ def _label_files(split: VOCDataset) -> list[str | Path]:
     "The files that say what is on the images."
     if split.label_source == "xml":
         return [f"{split.root}/Annotations/{name}.xml" for name in split.ids]
-    return [split.root / "cls_labels.npy"] if split.label_source == "npy" else mask_paths(split)
+    # "." stands for the folder, whose own name does not count
+    return [f"{split.root}/./cls_labels.npy"] if split.label_source == "npy" else mask_paths(split)
 
 def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
     "A fingerprint of the split's photographs, how they are turned, labels and classes."
