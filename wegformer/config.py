@@ -12,6 +12,8 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -23,6 +25,7 @@ from .deeplab import check_backbone
 from .options import NAMED_PATH, PATH, SEED, UNIQUE, at_least, between, check_fields, split_named
 from .pseudo_labels import LabelRule
 from .segmentation import RECIPES, SegmenterConfig
+from .storage import content
 from .training import read_state, resolve_precision
 
 # %% ../nbs/workshop/12_config.ipynb #c1097d2e
@@ -228,13 +231,19 @@ def resolved(config):
     return dataclasses.replace(config, precision=resolve_precision(config.precision))
 
 # %% ../nbs/workshop/12_config.ipynb #4b5c80ba
+@cache
+def _require_readable(weights: str, holds: str) -> None:
+    "InputError for a damaged file; one that was read is not read again as long as it holds the same."
+    read_state(weights)
+
 def check_fit(config: Config) -> None:
     "InputError where values do not go together, or a model is not known."
     check_crop(config.classifier.model, config.classifier.crop_size)
     check_blocks(config.classifier.model, (*config.attention.blocks, config.attention.start_block))
     check_backbone(config.segmenter.backbone)
     for weights in filter(None, (config.classifier.weights, config.segmenter.weights)):
-        read_state(weights)  # a damaged file is refused here, not after the hours before it is needed
+        # a damaged file is refused here, not after the hours before it is needed
+        _require_readable(weights, content(weights) if Path(weights).is_file() else "")
     if config.labels.block is not None and config.labels.block not in config.attention.blocks:
         raise InputError(f"labels.block is {config.labels.block}; expected one of attention.blocks, "
                          f"which is {config.attention.blocks}.")

@@ -21,6 +21,7 @@ from torch import nn
 from .attention import AttentionConfig, at_scales, batch_grids, join_views
 from .classifier import patch_size, size_of_whole_patches
 from .data import InputError, VOCDataset, atomic_write
+from .plain_model import plain_model
 from .processes import progress_bar
 
 # %% ../nbs/workshop/09b_map_files.ipynb #1222ffbb
@@ -138,7 +139,8 @@ def write_attention_maps(
     share: tuple[int, int] = (0, 1),  # this process's place, and how many share the work
 ) -> None:
     "Maps of every image's own labels; a batch whose files are there and whole is skipped."
-    patch, paths = patch_size(model.eval()), [Path(out) / f"{name}.npz" for name in voc.ids]
+    model = plain_model(model.eval())  # once: each map would take wrappers off, and merge LoRA, again
+    patch, paths = patch_size(model), [Path(out) / f"{name}.npz" for name in voc.ids]
     tokens = TOKENS.get(next(model.parameters()).device.type, TOKENS["cpu"])
     todo = [batch for batch in fixed_batches(voc, config, patch, tokens)[share[0]::share[1]]
             if not all(_is_whole(paths[i]) for i in batch)]

@@ -7,7 +7,6 @@ __all__ = ['weights_fingerprint', 'training_fields', 'segmenter_start', 'initial
 
 # %% ../nbs/workshop/13a_pretraining.ipynb #1eefb4a4
 import dataclasses
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from .deeplab import create_backbone
 from .processes import is_main
 from .segmentation import SegmenterConfig, train_segmenter
 from .stages import Stage
+from .storage import content
 from .toyvoc import make_toy_voc
 from .training import save_weights
 
@@ -38,7 +38,7 @@ def weights_fingerprint(
         raise InputError(f"Weights {path} do not exist.")
     if not (weights or pretrained and path.is_file()):
         return "timm" if pretrained else "random"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return content(path)
 
 # %% ../nbs/workshop/13a_pretraining.ipynb #0b18a4f7
 def training_fields(recipe: SegmenterConfig | ClassifierConfig) -> dict[str, Any]:

@@ -34,6 +34,7 @@ import wegformer
 from .data import InputError, atomic_write
 from .options import absolute, refuse_overwrite, short_cause, split_named
 from .processes import is_main
+from .storage import is_running
 
 # %% ../nbs/workshop/15_reproduce.ipynb #406f1fd0
 FOLDERS = ("tables", "figures", "extras")  # of nbs/, in the order in which all of it is best run
@@ -256,21 +257,13 @@ def _tidy(path: Path, places: list[tuple[re.Pattern, str]]) -> None:
             handle.write(text)
 
 # %% ../nbs/workshop/15_reproduce.ipynb #9e72dce2
-def _alive(pid: str) -> bool:
-    "Whether a process of that number runs."
-    try:
-        return pid.isdigit() and os.kill(int(pid), 0) is None
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-
 @contextmanager
 def _appearing(out: Path, name: str) -> Iterator[Path]:
     "A hidden folder whose files appear in `out` when the block ends; where it fails, the notebook alone, as failed."
     part, failed = out / f".{name}.{os.getpid()}.part", [out / f"{name}.failed.{kind}" for kind in ("ipynb", "html")]
     for left in out.glob(f".{glob.escape(name)}.*.part"):  # of a run that was killed
-        if not _alive(left.suffixes[-2][1:]):
+        process = left.suffixes[-2][1:]
+        if not (process.isdigit() and is_running(process)):
             shutil.rmtree(left, ignore_errors=True)
     part.mkdir(parents=True)
     try:

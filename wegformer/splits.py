@@ -16,7 +16,7 @@ from typing import Literal
 
 from .config import DataConfig
 from .data import InputError, VOCDataset
-from .storage import fingerprint
+from .storage import content, fingerprint
 from .options import split_named
 from .toyvoc import make_toy_voc
 
@@ -107,19 +107,18 @@ def _once(split: VOCDataset, what: str, make: Callable[[], str]) -> str:
         known[what] = make()
     return known[what]
 
-def _label_files(split: VOCDataset) -> list[str | Path]:
-    "The files that say what is on the images."
+def _labels_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
+    "A fingerprint of the files that say what is on the images."
     if split.label_source == "xml":
-        return [f"{split.root}/Annotations/{name}.xml" for name in split.ids]
-    # "." stands for the folder, whose own name does not count
-    return [f"{split.root}/./cls_labels.npy"] if split.label_source == "npy" else mask_paths(split)
+        return fingerprint(f"{split.root}/Annotations/{name}.xml" for name in split.ids)
+    return content(split.root / "cls_labels.npy") if split.label_source == "npy" else masks_fingerprint(split)
 
 def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
     "A fingerprint of the split's photographs, how they are turned, labels and classes."
     def make() -> str:
         turned = [] if split.orientation else ["as stored"]
         parts = [*turned, fingerprint(str(split.image_path(i)) for i in range(len(split))),
-                 split.label_source, fingerprint(_label_files(split)), split.classes]
+                 split.label_source, _labels_fingerprint(split), split.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     return _once(split, "images", make)

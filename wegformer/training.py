@@ -287,7 +287,7 @@ def _read_checkpoint(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        cause = _what_is_wrong(error) or "it is cut short"
+        cause = _what_is_wrong(error)
     if is_main():
         tqdm.write(f"Checkpoint {path} cannot be read ({cause}): the training starts from the beginning.")
     return None
