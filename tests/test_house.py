@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = """errors storage pictures masks lists labels data options check
+ROOMS = """errors storage pictures masks lists labels data options pools check
     networks.toy networks.resnet38 toydrawings toyvoc figures processes shares training classifier vit plain_model
     kernels.launch rules last_block attention_rule all_blocks relevance heatmaps attention map_files explainable
     soft_erase label_inputs pseudo_labels crf deeplab segmentation evaluation config splits stages pretraining pipeline

@@ -11,16 +11,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .data import CLASSES, IGNORE, Header, InputError, VOCDataset, atomic_write, cache_dir
+from .pools import fresh_pool
 
 # %% ../nbs/workshop/00d_check.ipynb #9e260ccc
 _WHERE = {
@@ -138,8 +137,7 @@ def look_through(
              tuple(data.saliency_folders) if _is_trained_on(data) else ())
             for k, data in enumerate(splits) for start in range(0, len(data), step)]
     workers = min(workers, len(jobs)) if deep else 0
-    kind = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, get_context(kind), _take, (splits,)) if workers > 1 else None
+    pool = fresh_pool(workers, prepare=_take, args=(splits,)) if workers > 1 else None
     _take(splits)
     found: list[list[Seen]] = [[] for _ in splits]
     try:

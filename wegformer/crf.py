@@ -7,22 +7,20 @@ __all__ = ['CRFParams', 'dense_crf', 'dense_crf_many']
 
 # %% ../nbs/workshop/11_crf.ipynb #bc0816ba
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_all_start_methods, get_context, parent_process
 from numbers import Integral, Real
-from threading import Thread
 from types import ModuleType
 
 import numpy as np
 import torch
 
 from .data import InputError, require_kind
+from .pools import fresh_pool
 
 # %% ../nbs/workshop/11_crf.ipynb #a37cac3c
 @dataclass(frozen=True)
@@ -132,21 +130,6 @@ def dense_crf(
     return torch.from_numpy(_infer(*_prepare(image, probabilities, params), params))
 
 # %% ../nbs/workshop/11_crf.ipynb #0e223e34
-def _end_with_parent() -> None:
-    "In a worker: end when the process that wants its results is killed, which waits for nobody."
-    def watch() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-def _pool(workers: int) -> Executor:
-    "Processes that start fresh, the module imported once for all of them where the system allows it."
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["wegformer.crf"])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-
 def _submit(pool: Executor, params: CRFParams, job: tuple[torch.Tensor, torch.Tensor]) -> Future:
     "A job under way; a bad one is a failed one, so that the results before it come out first."
     try:
@@ -172,7 +155,7 @@ def _many(jobs: Iterator, params: CRFParams, workers: int) -> Iterator[torch.Ten
     if workers == 0:
         yield from (dense_crf(*job, params) for job in jobs)
         return
-    pool = _pool(workers)
+    pool = fresh_pool(workers, ["wegformer.crf"])
     try:
         waiting = deque(_submit(pool, params, job) for job in islice(jobs, 2 * workers))
         while waiting:
