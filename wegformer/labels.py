@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, in_a_line
 from .pictures import PICTURES
 
 # %% ../nbs/workshop/00bc_labels.ipynb #240a9889
@@ -114,7 +114,7 @@ def read_cls_labels(
         table = _read_dictionary(Path(path))
     except Exception as error:  # whatever a pickle can be made to raise
         raise InputError(f"Label file {path} is not a pickled dictionary of {num_classes}-vectors: "
-                         f"{' '.join(str(error).split()).rstrip('.') or type(error).__name__}.") from error
+                         f"{in_a_line(error)}.") from error
     for name in table:
         _require_id(name, path)
     return {name: _vector(value, name, num_classes, path) for name, value in table.items()}

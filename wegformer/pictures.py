@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .errors import InputError
+from .errors import InputError, in_a_line
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # what matters of it is said in a sentence
 
@@ -58,11 +58,6 @@ def _foreign(path: Path) -> str:
     found = (words for start, words in _FOREIGN.items() if head.lstrip().startswith(start))
     return next(found, "cannot be read as a picture; expected one of " + ", ".join(_FORMATS))
 
-def _said(error: Exception) -> str:
-    "What an exception says, in one printable line without a full stop."
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text)
-
 # %% ../nbs/workshop/00b_pictures.ipynb #d19896f2
 def open_picture(
     path: Path,
@@ -83,7 +78,7 @@ def open_picture(
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise InputError(f"{kind} {path} cannot be read as a picture: {_said(error)}.") from error
+        raise InputError(f"{kind} {path} cannot be read as a picture: {in_a_line(error)}.") from error
 
 # %% ../nbs/workshop/00b_pictures.ipynb #95c76774
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ def _look(picture: Image.Image, path: Path, kind: str, refuse: Refuse, orientati
         several = getattr(picture, "is_animated", False) and picture.format != "MPO"
         wrong = "holds several pictures; expected one" if several else refuse(picture, header)
     except Exception as error:  # a damaged header
-        wrong = f"cannot be read as a picture: {_said(error)}"
+        wrong = f"cannot be read as a picture: {in_a_line(error)}"
     if wrong:
         raise InputError(f"{kind} {path} {wrong}.")
     return header
@@ -174,7 +169,7 @@ def decode(
         try:
             picture.load()
         except Exception as error:  # truncated, mostly
-            raise InputError(f"{kind} {path} cannot be read as a picture: {_said(error)}.") from error
+            raise InputError(f"{kind} {path} cannot be read as a picture: {in_a_line(error)}.") from error
     turn, tiff = _TURNS.get(header.turn), header.format == "TIFF"  # Pillow turns a TIFF itself
     if turn is not None and tiff != orientation:
         picture = picture.transpose({6: _TURNS[8], 8: _TURNS[6]}.get(header.turn, turn) if tiff else turn)
