@@ -13,7 +13,7 @@ ROOMS = """errors storage pictures masks lists labels data options pools check
     kernels.launch rules last_block attention_rule all_blocks relevance heatmaps attention map_files explainable
     soft_erase label_inputs pseudo_labels crf deeplab segmentation evaluation config splits stages pretraining pipeline
     experiment reproduce records report explain extras.saliency extras.distillation extras.initial_weights tools exits
-    chain_commands cli""".split()
+    chain_commands cli start""".split()
 MODULES = {
     ".".join(p.relative_to(ROOT / "wegformer").with_suffix("").parts): p
     for p in sorted((ROOT / "wegformer").rglob("*.py"))

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from wegformer.data import InputError
 from wegformer.config import Config, cnn_baseline, diff, flatten, override, preset, network_recipe
@@ -360,3 +361,84 @@ def test_a_row_says_what_it_lacks_before_anything_is_made(toy_copy, tmp_path):
     for broken, said in ((weights, "none.safetensors do not exist"), (config, "val")):
         row = run_row(Row("broken", broken), cache=tmp_path / "cache", log=quiet)
         assert row["status"] == "failed" and said in row["error"] and not list(tmp_path.glob("cache/*/done.json"))
+
+
+def _damaged(root, fault):
+    "One fault that a glance finds, and what is said of it."
+    from PIL import Image
+
+    from wegformer.data import write_mask
+
+    train, val = (open_split(override(SMOKE, {"data.voc_root": str(root)}).data, which) for which in ("train", "val"))
+    if fault == "val photograph":
+        (root / "JPEGImages" / f"{val.ids[-1]}.jpg").write_bytes(b"no picture")
+        return f"{val.ids[-1]}.jpg cannot be read"
+    if fault == "val mask":
+        write_mask(root / "SegmentationClass" / f"{val.ids[-1]}.png", torch.zeros(3, 3))
+        return f"{val.ids[-1]}.png"
+    if fault == "train saliency":
+        Image.new("L", (3, 3)).save(root / "saliency/good" / f"{train.ids[-1]}.png")
+        return f"{train.ids[-1]}.png"
+    if fault == "masks of 0 and 255":
+        for name in val.ids:
+            write_mask(root / "SegmentationClass" / f"{name}.png", 255 * (val.mask(val.ids.index(name)) > 0))
+        return "holds any class"
+    (root / "Annotations" / f"{train.ids[-1]}.xml").write_text("<annotation><object/></annotation>")
+    return f"{train.ids[-1]}.xml has an object without a name"
+
+
+@pytest.mark.parametrize(
+    "fault", ["val photograph", "val mask", "train saliency", "masks of 0 and 255", "train annotation"]
+)
+def test_a_glance_at_the_data_comes_before_the_training(fault, toy_copy, tmp_path):
+    said = _damaged(toy_copy, fault)
+    config = override(SMOKE, {"data.voc_root": str(toy_copy)})
+    with pytest.raises(InputError, match=re.escape(said)):
+        run(chain(config).evaluation, tmp_path / "cache", quiet)
+    assert not list((tmp_path / "cache").glob("classifier-*"))
+
+
+def test_labels_that_ignore_everything_stop_before_the_network(tmp_path):
+    from wegformer.data import write_mask
+    from wegformer.pipeline import segmenter_stage
+
+    train = open_split(SMOKE.data, "train")
+
+    def nothing(out, needs):
+        for i, name in enumerate(train.ids):
+            write_mask(out / f"{name}.png", torch.full(train.size(i), 255))
+
+    with pytest.raises(InputError, match="No mask .* holds any class.* It belongs to a finished stage"):
+        run(segmenter_stage(SMOKE, Stage("labels", {}, nothing)), tmp_path, quiet)
+    assert not list(tmp_path.glob("segmenter-*/checkpoint.pt"))
+
+
+def test_the_maps_of_a_block_that_is_not_kept_are_refused_at_once():
+    with pytest.raises(InputError, match="block 3; expected one of attention.blocks"):
+        chain(override(SMOKE, {"attention.blocks": (9, 11), "labels.mine_blocks": (3,)}))
+
+
+def test_photographs_in_folders_and_of_other_endings_go_through_the_chain(whole, toy_copy, tmp_path):
+    "cam1/ID.png in the place of ID.jpg: the same pixels, so the same pseudo labels and predictions."
+    from PIL import Image
+
+    names = {}
+    for k, path in enumerate(sorted((toy_copy / "JPEGImages").glob("*.jpg"))):
+        names[path.stem] = f"cam{k % 2 + 1}/{path.stem}"
+        target = toy_copy / "JPEGImages" / f"{names[path.stem]}.png"
+        target.parent.mkdir(exist_ok=True)
+        Image.open(path).save(target)
+        path.unlink()
+    for folder in ("Annotations", "SegmentationClass", *(f"saliency/{p.name}" for p in toy_copy.glob("saliency/*"))):
+        for path in sorted((toy_copy / folder).iterdir()):
+            target = toy_copy / folder / f"{names[path.stem]}{path.suffix}"
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    for path in (toy_copy / "ImageSets/Segmentation").glob("*.txt"):
+        path.write_text("\n".join(names[name] for name in path.read_text().split()) + "\n")
+    folder = run(chain(override(SMOKE, {"data.voc_root": str(toy_copy)})).evaluation, tmp_path, quiet)
+    assert read_done(folder)["metrics"] == read_done(whole[1])["metrics"]
+    before = next(whole[0].glob("labels-*"))
+    for path in before.glob("*.png"):
+        after = next(tmp_path.glob("labels-*")) / f"{names[path.stem]}.png"
+        assert after.read_bytes() == path.read_bytes()

@@ -5,8 +5,10 @@ A key that changes is a decision: raise it knowingly, and record it anew with `p
 import csv
 import json
 import os
+import struct
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,19 @@ FIXED = {
 }  # "auto" depends on the machine
 
 
+def grey_png(rows):
+    "A picture whose bytes are the same on every machine: nothing in it is compressed."
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows), 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
 def made_up_voc(root):
-    "A VOC folder of which only names, sizes and labels matter, so that the keys are the same on every machine."
+    "A small VOC folder, so that the keys are the same on every machine."
     ids = {"train": ["a1", "a2"], "val": ["b1"]}
     for i, name in enumerate(ids["train"] + ids["val"]):
         for folder, end in (
@@ -38,7 +51,7 @@ def made_up_voc(root):
         ):
             path = root / folder / f"{name}.{end}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"x" * (10 + i + len(folder)))
+            path.write_bytes(grey_png([[i + k for k in range(8)]] * 7 + [[0, 255] * 4]))
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for split, names in {"train": ids["train"], "train_aug": ids["train"], "val": ids["val"]}.items():
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")

@@ -48,12 +48,12 @@ def valid(root: Path, pictures: int = 8, side: int = 24) -> Path:
 
 
 def read_all(root: Path) -> None:
-    "All that a run reads of a data folder."
-    for split in ("train_aug", "val"):
-        voc = VOCDataset(root, split)
+    "All that a run reads of a data folder; saliency maps are read where labels are made, for training alone."
+    train, val = VOCDataset(root, "train_aug"), VOCDataset(root, "val")
+    for voc, sets in ((train, train.saliency_folders), (val, ())):
         for i in range(len(voc)):
             voc.image(i), voc.mask(i), voc.labels(i)
-            for name in voc.saliency_folders:
+            for name in sets:
                 voc.saliency(i, name)
 
 

@@ -20,7 +20,8 @@ import torch
 
 from wegformer.reproduce import reproduce
 
-from .tools import Case, call, refused, start, toy, work_folder, wrong_refusal
+from .disk import STAGES, folder_of
+from .tools import Case, call, only, reference, refused, start, toy, work_folder, wrong_refusal
 
 MEMORY = 1536 << 20  # bytes that a child may take beyond what the package takes
 SECONDS = 45
@@ -120,14 +121,23 @@ def pickled_labels(path: Path) -> None:
     np.save(path, table, allow_pickle=True)
 
 
-def zip_bomb(folder: Path) -> Path:
-    "8 GiB of zeros as an array that a run's maps could be."
-    path = folder / "bomb.npz"
+def zip_bomb(path: Path) -> None:
+    "An archive of 64 KB in the place of a run's maps that claims to be an array of 8 GiB."
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, dict(descr="<f4", fortran_order=False, shape=(1 << 31,)))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("attention.npy", "w") as member:
         member.write(head.getvalue() + bytes(64 << 20))
-    return path
+
+
+def hostile_maps() -> Iterator[Case]:
+    "A finished stage in a cache that somebody else could write to."
+    cache = reference().copy(work_folder() / "bombed")
+    shutil.rmtree(folder_of(cache, "labels"))
+    path = next(folder_of(cache, "attention").glob("*.npz"))
+    for name, make in (("a zip bomb", zip_bomb), ("a pickle", lambda p: np.savez(p, attention=np.array([{}])))):
+        make(path)
+        child = start(only(STAGES["labels"], cache), memory=MEMORY).wait(SECONDS)
+        yield refused("hostile", "maps", name, child, path)
 
 
 def notebook(folder: Path, *sources: str, tags: tuple = ("parameters",)) -> Path:
@@ -278,6 +288,7 @@ def hostile(sample: bool) -> Iterator[Case]:
         (folder := work_folder() / f"notebook {n}").mkdir()
         child = start(_notebook(make(folder)), memory=MEMORY).wait(SECONDS)
         yield _judged("hostile", "notebooks", name, child, folder)
+    yield from hostile_maps()
     (folder := work_folder() / "report").mkdir()
     child = start(call("report", report(folder), "--out", folder / "report.html")).wait(SECONDS)
     page = (folder / "report.html").read_text() if child.status == 0 else ""

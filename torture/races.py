@@ -5,11 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wegformer.processes import sharded
-from wegformer.stages import Unfinished, run
-
-from .tools import Case, Child, difference, options, reference, snapshot, stages, start, whole_run, work_folder
-from .tools import call
+from .tools import Case, Child, call, difference, options, reference, snapshot, start, whole_run, work_folder
 
 WAITING = "is being made by another process"
 GRACE = 30  # seconds in which the other ranks must have ended
@@ -23,15 +19,14 @@ def _equal(name: str, children: list[Child], cache: Path, *further: tuple[bool, 
 
 
 def _shard(place: int, count: int, cache: Path) -> Callable[[], int]:
-    "One shard of a job array: 0 when its part is done, too."
+    "One job of an array: 0 when its part is done, too, and others are still to come (75)."
+    command = call("evaluate", "--shard", f"{place + 1}/{count}", "--cache", cache, *options())
 
     def work() -> int:
-        with sharded((place, count)):
-            try:
-                run(stages().evaluation, cache)
-            except Unfinished as error:
-                print(error)
-        return 0
+        try:
+            return command()
+        except SystemExit as error:
+            return 0 if error.code == 75 else error.code
 
     return work
 

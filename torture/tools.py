@@ -3,6 +3,7 @@
 wegformer is imported once; each child is a fork, so that it starts in milliseconds. This process computes nothing.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from wegformer.pipeline import Chain, chain
 from wegformer.stages import Stage, run
 from wegformer.toyvoc import make_toy_voc
 
+codecs.lookup("utf-8-sig")  # Python loads it when it is first wanted, from a folder that `NOBODY` may not enter
 NOBODY = 65534
 PATIENCE = 300  # seconds until a child counts as hanging
 

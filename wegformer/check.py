@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -349,5 +350,5 @@ def require_ready(
         if wrong := look(split, i, False, masks, [saliency] * (saliency is not None)).wrong:
             raise InputError(wrong[0])
     if content is not None:
-        with atomic_write(known, "w") as handle:
+        with suppress(OSError), atomic_write(known, "w") as handle:  # a full disk forgets it
             handle.write(f"{split.root} {split.split}\n")

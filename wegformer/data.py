@@ -69,13 +69,15 @@ def _find_photographs(
     "The photographs' files; folders that are not there hold none."
     found: dict[str, list[str]] = {}
     for part in dict.fromkeys(name.rpartition("/")[0] for name in ids):
-        names = os.listdir(folder / part) if (folder / part).is_dir() else ()
+        names = set(os.listdir(folder / part) if (folder / part).is_dir() else ())
         for file in names:
+            if file.endswith(".jpg"):
+                continue
             stem, ending = os.path.splitext(file)
             if ending.lower() in PICTURES:
-                found.setdefault(f"{part}/{stem}" if part else stem, []).append(file)
-    files = {name: sorted(found[name]) for name in ids if name in found}
-    return {name: own for name, own in files.items() if own != [f"{name.rpartition('/')[2]}.jpg"]}
+                usual = [f"{stem}.jpg"] if f"{stem}.jpg" in names else []
+                found.setdefault(f"{part}/{stem}" if part else stem, usual).append(file)
+    return {name: sorted(found[name]) for name in found.keys() & set(ids)}
 
 # %% ../nbs/workshop/00c_files.ipynb #c1a55e19
 class VOCDataset:
@@ -117,13 +119,20 @@ class VOCDataset:
 @patch
 def image_path(self: VOCDataset, i: int) -> Path:
     "Where photograph i lies; InputError where two files have its id."
-    name, folder = self.ids[i], self.root / "JPEGImages"
+    name = self.ids[i]
     if name not in self._files:
-        return folder / f"{name}.jpg"
+        return Path(f"{self.root}/JPEGImages/{name}.jpg")
+    folder = self.root / "JPEGImages"
     first, *others = self._files[name]
     if others:
         raise InputError(f"Image {folder / name} is there as {first} and {others[0]}; expected one.")
     return (folder / name).with_name(first)
+
+@patch
+def image_paths(self: VOCDataset) -> list[str]:
+    "Where all photographs lie, as `image_path` says of each."
+    return [str(self.image_path(i)) if name in self._files else f"{self.root}/JPEGImages/{name}.jpg"
+            for i, name in enumerate(self.ids)]
 
 @patch
 def image(self: VOCDataset, i: int) -> tv_tensors.Image:  # (3, H, W) uint8

@@ -31,18 +31,23 @@ class Stopped(BaseException):
         self.number = number
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    "A block that SIGTERM and SIGHUP leave by an exception, once: a second one does not disturb the cleaning up."
+def stoppable() -> Iterator[list[int]]:  # the signals that came
+    "A block that SIGTERM and SIGHUP leave by `Stopped`, once; Ctrl-C by KeyboardInterrupt, as often as one insists."
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
+        yield came
         return
-    process, ends = os.getpid(), [signal.SIGTERM, signal.SIGHUP]
+    process, ends = os.getpid(), [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
     def stop(number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL if os.getpid() != process else signal.SIG_IGN)
         if os.getpid() != process:  # a child that was forked: it has nothing to clean up
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        else:
+        elif number == signal.SIGINT:
+            came.append(number)
+            raise KeyboardInterrupt
+        elif not came:
+            came.append(number)
             raise Stopped(number)
 
     before = {number: signal.getsignal(number) for number in ends}
@@ -50,10 +55,11 @@ def stoppable() -> Iterator[None]:
         if before[number] is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
 
 # %% ../nbs/workshop/16c_exits.ipynb #a83fd160
 _OURS = InputError, FloatingPointError, NotebookFailed  # their messages are whole sentences
@@ -97,13 +103,15 @@ def _reader_left() -> bool:
         return any(event & select.POLLERR for _, event in poll.poll(0))
     return False
 
-def _stopped(words: str, number: int) -> int:
+def _stopped(number: int) -> int:
     "Say that a signal ended the command, and end what it started."
     for child in multiprocessing.active_children():
         child.terminate()
+    words = "interrupted" if number == signal.SIGINT else "terminated"
     print(f"wegformer: {words}; the same command goes on from here.", file=sys.stderr)
     return 128 + number
 
+# %% ../nbs/workshop/16c_exits.ipynb #79bc2f7b
 def ends_in_a_line(
     command: Callable[[], int],  # its status
 ) -> int:  # the status to exit with
@@ -111,17 +119,18 @@ def ends_in_a_line(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
+    came: list[int] = []
     try:
-        with stoppable():
+        with stoppable() as came:
             try:
                 return command()
             finally:
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _stopped("interrupted", signal.SIGINT)
-    except Stopped as stopped:
-        return _stopped("terminated", stopped.number)
+    except (KeyboardInterrupt, Stopped):
+        return _stopped([*came, signal.SIGINT][0])  # none came where the interrupt was raised by the command
     except Exception as error:
+        if came:  # it was raised inside a library, which made something else of it
+            return _stopped(came[0])
         if isinstance(error, BrokenPipeError) and _reader_left():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at the interpreter's end
             return 128 + signal.SIGPIPE

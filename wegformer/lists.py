@@ -41,8 +41,12 @@ def _cut(path: str) -> str:
     "A path without the ending of a picture."
     return re.sub(rf"{_ENDING}$", "", path, flags=re.IGNORECASE)
 
+_PLAIN = re.compile(r"[\w-]{1,50}")  # an id as nearly all are: what follows would return it
+
 def _id(line: str) -> str:
     "The id that a line names; InputError, without a subject, for one that is none."
+    if _PLAIN.fullmatch(line):
+        return line
     pair = _PAIR.fullmatch(line)
     name = _cut(re.sub(r"^(.*/)?JPEGImages/", "", pair[1] if pair else line))
     parts = name.split("/")
@@ -57,8 +61,12 @@ def _id(line: str) -> str:
 # %% ../nbs/workshop/00bb_lists.ipynb #ccc8f16d
 def _of_one_class(lines: list[str]) -> bool:
     "Whether this is one of VOC's lists in ImageSets/Main: an id, and whether the class is there."
-    found = [re.fullmatch(r"\S+\s+(-1|0|1)", line) for line in lines if line]
-    return bool(found) and all(found) and any(match[1] == "-1" for match in found)
+    found = []
+    for line in filter(None, lines):
+        if not (match := re.fullmatch(r"\S+\s+(-1|0|1)", line)):
+            return False
+        found.append(match[1])
+    return "-1" in found
 
 def _missing(path: Path, split: str, root: Path) -> InputError:
     "What is said of a list that is not there."

@@ -9,6 +9,7 @@ __all__ = ['NOT_EMPTY', 'ASCENDING', 'UNIQUE', 'SEED', 'WORKERS', 'PATH', 'NAMED
 
 # %% ../nbs/workshop/00b_options.ipynb #9a961a46
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable
@@ -118,7 +119,7 @@ NAMED_PATH = "NAME=FOLDER"  # Annotated[tuple[str, ...], NAMED_PATH]
 
 def absolute(path: str | Path) -> str:
     "A path as the caller means it, from the root."
-    return str(Path(path).expanduser().resolve())
+    return os.path.realpath(Path(path).expanduser())
 
 def split_named(item: str, option: str = "saliency") -> tuple[str, str]:  # name, folder
     "NAME=FOLDER in its parts; InputError when one is missing."
@@ -143,7 +144,7 @@ def absolute_paths(config):  # a dataclass
 # %% ../nbs/workshop/00b_options.ipynb #88d31494
 def _place(path: Path) -> tuple:
     "What two paths share when they lead to one file."
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
     try:
         return path.stat().st_dev, path.stat().st_ino
     except OSError:
@@ -173,10 +174,10 @@ def refuse_data_folder(
     inputs: Iterable[Path] = (),  # pictures that are read
 ) -> None:
     "InputError where results would lie among the photographs, or in a folder of VOC's own."
-    place = Path(out).resolve()
+    place = Path(os.path.realpath(out))
     if Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"{out} is a file; expected a folder to write to.")
-    if place in {Path(path).resolve().parent for path in inputs}:
+    if place in {Path(os.path.realpath(path)).parent for path in inputs}:
         raise InputError(f"Folder {out} holds the photographs themselves; expected another one for what is made.")
     if set(_DATA) & {place.name, place.parent.name}:
         raise InputError(f"Folder {out} belongs to a data set; expected another one for what is made.")

@@ -29,7 +29,8 @@ from .pretraining import initial_stages, segmenter_start, training_fields, weigh
 from .processes import is_main, mine, progress_bar, share, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats
 from .segmentation import SegmenterConfig, load_segmenter, predict, predict_dataset, train_segmenter
-from .splits import Part, has_masks, images_fingerprint, masks_fingerprint, open_split, saliency_fingerprint
+from .splits import (Part, has_masks, images_fingerprint, masks_fingerprint, open_split, require_sound,
+                              saliency_fingerprint)
 from .stages import Stage
 from .training import default_device
 
@@ -51,6 +52,8 @@ def chain(
     "The way from photographs with image labels to the mIoU on val. Nothing is made before a stage is `run`."
     if config.labels.source == "wegformer":
         check_explainable(config.classifier.model, config.attention, config.classifier.output_stride)
+        for block in (config.labels.block, *config.labels.mine_blocks):
+            _block(config, block)  # refuses one that there is not
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     # page 01: photographs and image labels -> a ViT that names what a photograph shows (val only measures it)
     classifier = classifier_stage(config, train, val, workers)
@@ -72,6 +75,7 @@ def classifier_stage(config: Config, train: VOCDataset, val: VOCDataset, workers
     recipe = resolved(config.classifier)
 
     def identity() -> dict:
+        require_sound(train), require_sound(val)
         return dict(recipe=training_fields(recipe), seed=config.seed, images=images_fingerprint(train),
                     val=images_fingerprint(val),
                     initial=weights_fingerprint(recipe.pretrained, recipe.weights, recipe.model))
@@ -154,11 +158,10 @@ def _saliency_set(config: Config, train: VOCDataset) -> str | None:
 
 def _identity_of_labels(config: Config, train: VOCDataset) -> dict:
     "All that decides the pseudo labels, apart from the attention maps."
-    labels, saliency = config.labels, _saliency_set(config, train)
+    labels, saliency = config.labels, _saliency_set(config, train) if config.labels.source != "masks" else None
+    require_sound(train, masks=labels.source == "masks" or has_masks(train), saliency=saliency)
     identity = dict(source=labels.source, images=images_fingerprint(train))
-    for block in (labels.block, *labels.mine_blocks):
-        _block(config, block)  # refuses one that there is not
-    if saliency and labels.source != "masks":
+    if saliency:
         identity["saliency"] = saliency_fingerprint(train, saliency)
     if labels.source == "saliency":
         identity["threshold"] = labels.threshold
@@ -213,6 +216,7 @@ def segmenter_stage(config: Config, labels: Stage, workers: int = 0) -> Stage:
     def make(out: Path, needs: dict) -> dict:
         start = replace(recipe, weights=str(needs["initial"] / "model.safetensors")) if "initial" in needs else recipe
         train = open_split(config.data, "train", masks=needs["labels"])
+        train.require_classes()  # nothing is to be learnt from labels that ignore every pixel
         _, history = train_segmenter(start, train, out, seed=config.seed, workers=workers)
         if is_main():
             with atomic_write(out / "history.json", "w") as handle:
@@ -239,6 +243,7 @@ def evaluation_stage(config: Config, segmenter: Stage, val: VOCDataset) -> Stage
     recipe = resolved(config.segmenter)
 
     def identity() -> dict:
+        require_sound(val, masks=True)
         return dict(scales=recipe.test_scales, flip=recipe.test_flip, crf=recipe.crf, precision=recipe.precision,
                     images=images_fingerprint(val), masks=masks_fingerprint(val))
 

@@ -20,7 +20,7 @@ from typing import Any
 from .data import InputError
 from .options import short_cause
 from .experiment import strict_mious
-from .reproduce import notebook_names
+from .reproduce import known_places, notebook_names, without_places
 
 # %% ../nbs/workshop/15a_records.ipynb #a669f185
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def read_table(
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"Table {path} cannot be read as JSON: {short_cause(error)}.") from error
-    try:
+    try:  # a page of it may be sent around: it shows what the folders hold, not where they lie
+        places = known_places({path.parent: "."}, {"": [list((row["config"] or {}).values()) for row in table["rows"]]})
+        table = without_places(table, places)
         return TableRecord(
             run=run, name=path.stem, title=_title(path.stem, _string(table.get("title"))),
             preset=_string(table.get("preset")), device=_string(table.get("device")),

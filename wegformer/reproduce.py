@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOLDERS', 'FIRST', 'NOTEBOOKS', 'find_notebooks', 'notebook_names', 'notebook_path', 'Parameter',
            'notebook_parameters', 'parameter_help', 'own_parameter', 'check_parameters', 'absolute_parameters',
-           'NotebookFailed', 'reproduce']
+           'known_places', 'without_places', 'NotebookFailed', 'reproduce']
 
 # %% ../nbs/workshop/15_reproduce.ipynb #ffd90628
 import ast
@@ -201,7 +201,7 @@ def _paths_in(value: Any) -> Iterator[Path]:
     elif isinstance(value, str) and os.path.isabs(value.partition("=")[2] or value):
         yield Path(value.partition("=")[2] or value)
 
-def _places(folders: Mapping[Path, str], parameters: Mapping[str, Any]) -> list[tuple[re.Pattern, str]]:
+def known_places(folders: Mapping[Path, str], parameters: Mapping[str, Any]) -> list[tuple[re.Pattern, str]]:
     "Folders of this machine and what they are called instead, the longest first."
     known = {path: f"…/{path.name}" for path in _paths_in(parameters)}
     known |= {NOTEBOOKS.parent: "wegformer", Path(sys.prefix): "python", Path(tempfile.gettempdir()): "tmp"}
@@ -210,15 +210,15 @@ def _places(folders: Mapping[Path, str], parameters: Mapping[str, Any]) -> list[
     longest = sorted((str(path) for path in known if len(path.parts) > 1), key=len, reverse=True)
     return [(re.compile(re.escape(path) + r"(?![\w-])"), known[Path(path)]) for path in longest]
 
-def _without(value: Any, places: list[tuple[re.Pattern, str]]) -> Any:
+def without_places(value: Any, places: list[tuple[re.Pattern, str]]) -> Any:
     "A notebook's content, pictures apart, without these folders."
     if isinstance(value, str):
         for pattern, name in places:
             value = pattern.sub(name.replace("\\", r"\\"), value)
     elif isinstance(value, dict):
-        value = type(value)({k: v if k.startswith("image/") else _without(v, places) for k, v in value.items()})
+        value = type(value)({k: v if k.startswith("image/") else without_places(v, places) for k, v in value.items()})
     elif isinstance(value, list):
-        value = [_without(item, places) for item in value]
+        value = [without_places(item, places) for item in value]
     return value
 
 # %% ../nbs/workshop/15_reproduce.ipynb #1f4f4168
@@ -248,7 +248,7 @@ def _tidy(path: Path, places: list[tuple[re.Pattern, str]]) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    notebook = nbformat.from_dict(_without(notebook, places))
+    notebook = nbformat.from_dict(without_places(notebook, places))
     exporter = HTMLExporter(raw_template=_PAGE, sanitize_html=True)
     exporter.register_filter("clean_html", _clean)
     html, _ = exporter.from_notebook_node(notebook, resources=dict(metadata=dict(name=path.stem)))
@@ -344,6 +344,6 @@ def reproduce(
         try:
             _execute(name, path, part / f"{name}.ipynb", {**parameters, "out": str(part)})
         finally:
-            _tidy(part / f"{name}.ipynb", _places({part: ".", out: "."}, parameters))
+            _tidy(part / f"{name}.ipynb", known_places({part: ".", out: "."}, parameters))
         result = json.loads((part / f"{name}.json").read_text())
     return result

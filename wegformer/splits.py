@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'open_split', 'Part', 'images_fingerprint', 'masks_fingerprint', 'saliency_fingerprint', 'mask_paths',
-           'has_masks']
+           'has_masks', 'require_sound']
 
 # %% ../nbs/workshop/12a_splits.ipynb #23dfab4d
 import hashlib
@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from .check import require_ready
 from .config import DataConfig
 from .data import InputError, VOCDataset
 from .storage import content, fingerprint
@@ -89,6 +90,10 @@ class Part:
             raise AttributeError(name)
         return getattr(self.whole, name)
 
+    def image_paths(self) -> list[str]:
+        paths = self.whole.image_paths()
+        return [paths[i] for i in self.which]
+
     def _of(name: str) -> Callable:
         def method(self, i: int, *args):
             return getattr(self.whole, name)(self.which[i], *args)
@@ -117,7 +122,7 @@ def images_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
     "A fingerprint of the split's photographs, how they are turned, labels and classes."
     def make() -> str:
         turned = [] if split.orientation else ["as stored"]
-        parts = [*turned, fingerprint(str(split.image_path(i)) for i in range(len(split))),
+        parts = [*turned, fingerprint(split.image_paths()),
                  split.label_source, _labels_fingerprint(split), split.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -131,7 +136,8 @@ def masks_fingerprint(split: VOCDataset) -> str:  # hexadecimal digits
 def saliency_fingerprint(split: VOCDataset, name: str) -> str:  # hexadecimal digits
     "A fingerprint of the split's saliency maps of one set."
     def make() -> str:
-        folder = split.saliency_path(0, name).parent  # refuses an unknown set
+        split.saliency_path(0, name)  # refuses an unknown set
+        folder = split.saliency_folders[name]
         return fingerprint(f"{folder}/{image}.png" for image in split.ids)
 
     return _once(split, f"saliency {name}", make)
@@ -147,3 +153,15 @@ def has_masks(split: VOCDataset) -> bool:
         return bool(masks_fingerprint(split))
     except InputError:
         return False
+
+# %% ../nbs/workshop/12a_splits.ipynb #15333b01
+def require_sound(
+    split: VOCDataset,
+    *,
+    masks: bool = False,  # it must have a sound mask for every image
+    saliency: str | None = None,  # and a map of this set
+) -> None:
+    "InputError for the first thing that headers, labels and lists tell against a split."
+    content = [images_fingerprint(split), masks and masks_fingerprint(split),
+               saliency and saliency_fingerprint(split, saliency)]
+    require_ready(split, masks=masks, saliency=saliency, content=json.dumps(content))

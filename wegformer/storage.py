@@ -200,13 +200,13 @@ def fingerprint(
     "A digest of the files' names and contents, independent of where their folder lies; InputError when one is missing."
     paths, settled = [os.fspath(path) for path in paths], time.time_ns() - _RACY
     marks = [_mark(path) for path in paths]
-    asked = hashlib.sha256(repr((os.getcwd(), paths, marks)).encode()).digest()
+    asked = hashlib.sha256("\n".join([os.getcwd(), *paths, *(f"{s} {m} {c} {i}" for s, m, c, i in marks)]).encode())
     with _memory() as memory:
-        if found := _recall(memory, "SELECT fingerprint FROM sets WHERE marks = ?", asked):
+        if found := _recall(memory, "SELECT fingerprint FROM sets WHERE marks = ?", asked.digest()):
             return found[0][0]
         digest = hashlib.sha256()
         for path, content in zip(paths, _contents(memory, paths, marks, settled)):
             digest.update("/".join(path.rsplit("/", 2)[-2:]).encode() + b" " + content + b"\n")
         if max((max(mark[1:3]) for mark in marks), default=0) < settled:
-            _remember(memory, "sets", [(asked, digest.hexdigest()[:16])])
+            _remember(memory, "sets", [(asked.digest(), digest.hexdigest()[:16])])
     return digest.hexdigest()[:16]
