@@ -503,6 +503,13 @@ def test_a_reader_that_leaves():
     assert done.stdout.splitlines()[-1] in ("0", "141")
 
 
+def lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def stopped(args, begun, number, whole_group=False):
     "Send a signal once `begun()`: status, stderr, and the children that live on."
     process = subprocess.Popen([*COMMAND, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -512,8 +519,9 @@ def stopped(args, begun, number, whole_group=False):
     children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     (os.killpg if whole_group else os.kill)(process.pid, number)
     error = process.communicate(timeout=120)[1]
-    living = [c for c in children if Path(f"/proc/{c}/stat").exists()
-              and Path(f"/proc/{c}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]  # fmt: skip
+    end = time.monotonic() + 15  # they notice within seconds that it is gone
+    while (living := list(filter(lives, children))) and time.monotonic() < end:
+        time.sleep(0.1)
     return process.returncode, error, living
 
 

@@ -1219,7 +1219,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'wegformer.storage._contents': ('workshop/storage.html#_contents', 'wegformer/storage.py'),
                                    'wegformer.storage._hash': ('workshop/storage.html#_hash', 'wegformer/storage.py'),
                                    'wegformer.storage._hash_new': ('workshop/storage.html#_hash_new', 'wegformer/storage.py'),
-                                   'wegformer.storage._mark': ('workshop/storage.html#_mark', 'wegformer/storage.py'),
+                                   'wegformer.storage._marks': ('workshop/storage.html#_marks', 'wegformer/storage.py'),
                                    'wegformer.storage._memory': ('workshop/storage.html#_memory', 'wegformer/storage.py'),
                                    'wegformer.storage._recall': ('workshop/storage.html#_recall', 'wegformer/storage.py'),
                                    'wegformer.storage._remember': ('workshop/storage.html#_remember', 'wegformer/storage.py'),

@@ -11,7 +11,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -105,14 +105,13 @@ def cache_dir() -> Path:
 # %% ../nbs/workshop/00a_storage.ipynb #80e129d8
 _RACY = 2_000_000_000  # nanoseconds
 
-def _mark(path: str) -> tuple[int, int, int, int]:
-    "What the system knows a file by: size, times of the last change of content and of entry, number on the disk."
+def _marks(paths: Sequence[str]) -> list[tuple[int, int, int, int]]:
+    "What the system knows files by: size, times of the last change of content and of entry, number on the disk."
     try:
-        s = os.stat(path)
+        return [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in map(os.stat, paths)]
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise InputError(f"File {path} {what}.") from None
-    return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+        raise InputError(f"File {error.filename} {what}.") from None
 
 def _hash(path: str) -> bytes:
     "Sixteen bytes that stand for a file's content."
@@ -192,14 +191,14 @@ def content(
     "A digest of one file's content, whatever the file is called; InputError when it is missing or unreadable."
     path, settled = os.fspath(path), time.time_ns() - _RACY
     with _memory() as memory:
-        return _contents(memory, [path], [_mark(path)], settled)[0].hex()[:16]
+        return _contents(memory, [path], _marks([path]), settled)[0].hex()[:16]
 
 def fingerprint(
     paths: Iterable[str | Path],  # files
 ) -> str:  # 16 hexadecimal digits
     "A digest of the files' names and contents, independent of where their folder lies; InputError when one is missing."
     paths, settled = [os.fspath(path) for path in paths], time.time_ns() - _RACY
-    marks = [_mark(path) for path in paths]
+    marks = _marks(paths)
     asked = hashlib.sha256("\n".join([os.getcwd(), *paths, *(f"{s} {m} {c} {i}" for s, m, c, i in marks)]).encode())
     with _memory() as memory:
         if found := _recall(memory, "SELECT fingerprint FROM sets WHERE marks = ?", asked.digest()):
