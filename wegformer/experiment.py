@@ -45,6 +45,7 @@ class Row:
     note: str = ""  # what a reader should know of this row
     network: bool = True  # train and measure a segmentation network; False: the labels alone
     heatmap: bool = False  # also measure the maps by themselves, at the constant background that suits them best
+    measured: bool = False  # also measure the maps as explanations, on val
     quoted: bool = False  # another method's figure, as the paper prints it
 
 # %% ../nbs/workshop/14_experiment.ipynb #c73f9df4
@@ -54,6 +55,7 @@ def _stages(row: Row, config: Config, workers: int) -> list[Stage]:
     "What a row is measured by."
     stages = chain(config, workers)
     maps, network = [stages.heatmap] * row.heatmap, [stages.segmenter, stages.evaluation] * row.network
+    maps += [stages.measures] * row.measured
     return [*maps, stages.labels, *network]
 
 # %% ../nbs/workshop/14_experiment.ipynb #64c56b8f

@@ -157,8 +157,8 @@ def read_table(
     except (OSError, ValueError) as error:
         raise InputError(f"Table {path} cannot be read as JSON: {short_cause(error)}.") from error
     try:  # a page of it may be sent around: it shows what the folders hold, not where they lie
-        places = known_places({path.parent: "."}, {"": [list((row["config"] or {}).values()) for row in table["rows"]]})
-        table = without_places(table, places)
+        values = [list((row.get("config") or {}).values()) for row in table["rows"]]
+        table = without_places(table, known_places({path.parent: "."}, {"": values}))
         return TableRecord(
             run=run, name=path.stem, title=_title(path.stem, _string(table.get("title"))),
             preset=_string(table.get("preset")), device=_string(table.get("device")),
