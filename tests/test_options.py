@@ -491,8 +491,11 @@ def test_a_mistake_of_the_program_keeps_its_traceback(capsys, monkeypatch):
         ends_in_a_line(wrong)
 
 
-# Ctrl-C is heard even where pytest itself was started in the background, which ignores it
-HEARS = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+# signals are heard even where pytest itself was started in the background or by nohup, which ignore some
+HEARS = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+)
 COMMAND = [sys.executable, "-c", f"{HEARS}; from wegformer.cli import main; sys.exit(main())"]
 
 
@@ -518,7 +521,10 @@ def stopped(args, begun, number, whole_group=False):
         time.sleep(0.1)
     children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     (os.killpg if whole_group else os.kill)(process.pid, number)
-    error = process.communicate(timeout=120)[1]
+    try:
+        error = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
     end = time.monotonic() + 15  # they notice within seconds that it is gone
     while (living := list(filter(lives, children))) and time.monotonic() < end:
         time.sleep(0.1)

@@ -438,7 +438,7 @@ def test_photographs_in_folders_and_of_other_endings_go_through_the_chain(whole,
         path.write_text("\n".join(names[name] for name in path.read_text().split()) + "\n")
     folder = run(chain(override(SMOKE, {"data.voc_root": str(toy_copy)})).evaluation, tmp_path, quiet)
     assert read_done(folder)["metrics"] == read_done(whole[1])["metrics"]
-    before = next(whole[0].glob("labels-*"))
+    before = chain(SMOKE).labels.folder(whole[0])
     for path in before.glob("*.png"):
         after = next(tmp_path.glob("labels-*")) / f"{names[path.stem]}.png"
         assert after.read_bytes() == path.read_bytes()

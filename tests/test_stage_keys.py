@@ -80,6 +80,7 @@ def rows_of(notebook, preset, root):
         coco_resnet=str(root / "w.bin"),
         coco_vgg=str(root / "w.bin"),
         rule={"fg_thr": 0.0},
+        extras=True,
     )
     names, run = {}, Experiment.run
     Experiment.run = stop

@@ -550,6 +550,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'wegformer.extras.saliency.saliency_models': ( 'extras/saliency.html#saliency_models',
                                                                                           'wegformer/extras/saliency.py')},
             'wegformer.figures': { 'wegformer.figures._axis': ('workshop/figures.html#_axis', 'wegformer/figures.py'),
+                                   'wegformer.figures._neighbours': ('workshop/figures.html#_neighbours', 'wegformer/figures.py'),
+                                   'wegformer.figures._outline': ('workshop/figures.html#_outline', 'wegformer/figures.py'),
                                    'wegformer.figures.class_legend': ('workshop/figures.html#class_legend', 'wegformer/figures.py'),
                                    'wegformer.figures.label_rgb': ('workshop/figures.html#label_rgb', 'wegformer/figures.py'),
                                    'wegformer.figures.plain_text': ('workshop/figures.html#plain_text', 'wegformer/figures.py'),

@@ -23,7 +23,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from .data import CLASSES, IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask, without_nan
-from .figures import plain_text
+from .figures import CLASS_COLOURS, plain_text
 
 # %% ../nbs/method/09_evaluation.ipynb #b90bf757
 def confusion(
@@ -270,7 +270,7 @@ def best_threshold(
     return ThresholdSweep(float(thresholds[best]), mious[best], tuple(map(float, thresholds)), tuple(mious), classes)
 
 # %% ../nbs/method/09_evaluation.ipynb #a25d2c81
-_WRONG, _RIGHT, _NOT_COUNTED = (0.84, 0.19, 0.15), (0.72, 0.88, 0.72), (0.87, 0.87, 0.87)
+_WRONG, _RIGHT, _NOT_COUNTED = (0.84, 0.37, 0.0), (0.68, 0.82, 0.92), (0.87, 0.87, 0.87)
 
 def _errors(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:  # (H, W), (H, W) -> (H, W, 3) in 0..1
     "Where a prediction is right and where it is wrong, in colours."
@@ -289,7 +289,7 @@ def show_predictions(
     for i in which:
         image, truth = dataset.image(i).permute(1, 2, 0).numpy(), dataset.mask(i).numpy()
         prediction = read_mask(Path(predictions) / f"{dataset.ids[i]}.png", truth.shape).numpy()
-        rows.append((image, PALETTE[truth], PALETTE[prediction], _errors(truth, prediction)))
+        rows.append((image, CLASS_COLOURS[truth], CLASS_COLOURS[prediction], _errors(truth, prediction)))
         present |= {*np.unique(truth).tolist(), *np.unique(prediction).tolist()}
     heights = [row[0].shape[0] / row[0].shape[1] for row in rows]
     fig, axes = plt.subplots(len(rows), 4, figsize=(width, width / 4 * sum(heights) + 0.8), squeeze=False,
@@ -299,7 +299,7 @@ def show_predictions(
         ax.set_axis_off()
     for ax, title in zip(axes[0], ("image", "truth", "prediction", "errors")):
         ax.set_title(title, fontsize=9)
-    names = [("ignored" if c == IGNORE else dataset.classes[c], PALETTE[c] / 255) for c in sorted(present)]
+    names = [("ignored" if c == IGNORE else dataset.classes[c], CLASS_COLOURS[c] / 255) for c in sorted(present)]
     handles = [Patch(facecolor=colour, edgecolor="0.5", linewidth=0.5, label=plain_text(name, 24))
                for name, colour in [*names, ("right", _RIGHT), ("wrong", _WRONG), ("not counted", _NOT_COUNTED)]]
     fig.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8, frameon=False, handlelength=1.2,
