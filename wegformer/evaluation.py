@@ -270,7 +270,7 @@ def best_threshold(
     return ThresholdSweep(float(thresholds[best]), mious[best], tuple(map(float, thresholds)), tuple(mious), classes)
 
 # %% ../nbs/method/09_evaluation.ipynb #a25d2c81
-_WRONG, _RIGHT, _NOT_COUNTED = (0.84, 0.37, 0.0), (0.68, 0.82, 0.92), (0.87, 0.87, 0.87)
+_WRONG, _RIGHT, _NOT_COUNTED = (0.84, 0.19, 0.15), (0.68, 0.82, 0.92), (0.87, 0.87, 0.87)
 
 def _errors(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:  # (H, W), (H, W) -> (H, W, 3) in 0..1
     "Where a prediction is right and where it is wrong, in colours."
