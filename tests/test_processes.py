@@ -186,7 +186,7 @@ def test_a_table_by_two_processes_is_that_of_one(tmp_path, without_kernel, capsy
     from wegformer.cli import main
 
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ["reproduce", "table2", "--preset", "smoke"]
+    options = ["reproduce", "table2", "--preset", "smoke", "--parameters", "extras=True"]
     assert main([*options, "--cache", str(one), "--out", str(tmp_path / "a")]) == 0
     for folder in one.glob("classifier-*"):
         shutil.copytree(folder, two / folder.name)

@@ -122,11 +122,17 @@ def pickled_labels(path: Path) -> None:
 
 
 def zip_bomb(path: Path) -> None:
-    "An archive of 64 KB in the place of a run's maps that claims to be an array of 8 GiB."
-    head = io.BytesIO()
+    "A run's maps of which one claims to be an array of 8 GiB; the rest is as it was, so that it is read."
+    head, rest = io.BytesIO(), dict(np.load(path))
     np.lib.format.write_array_header_1_0(head, dict(descr="<f4", fortran_order=False, shape=(1 << 31,)))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("attention.npy", "w") as member:
+    np.savez(path, **{name: array for name, array in rest.items() if name != "scale0"})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("scale0.npy", "w") as member:
         member.write(head.getvalue() + bytes(64 << 20))
+
+
+def pickled_maps(path: Path) -> None:
+    "The same with an array of Python's objects in the place of numbers."
+    np.savez(path, **{**np.load(path), "scale0": np.array([Bomb(path.parent)])})
 
 
 def hostile_maps() -> Iterator[Case]:
@@ -134,10 +140,13 @@ def hostile_maps() -> Iterator[Case]:
     cache = reference().copy(work_folder() / "bombed")
     shutil.rmtree(folder_of(cache, "labels"))
     path = next(folder_of(cache, "attention").glob("*.npz"))
-    for name, make in (("a zip bomb", zip_bomb), ("a pickle", lambda p: np.savez(p, attention=np.array([{}])))):
+    content = path.read_bytes()
+    for name, make in (("a zip bomb", zip_bomb), ("a pickle", pickled_maps)):
         make(path)
         child = start(only(STAGES["labels"], cache), memory=MEMORY).wait(SECONDS)
-        yield refused("hostile", "maps", name, child, path)
+        case = _judged("hostile", "maps", name, child, cache)
+        yield case if not case.ok else refused("hostile", "maps", name, child, path)
+        path.write_bytes(content)
 
 
 def notebook(folder: Path, *sources: str, tags: tuple = ("parameters",)) -> Path:

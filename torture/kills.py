@@ -36,7 +36,8 @@ def running(cache: Path) -> str:
 
 def _reproduce(folder: Path):
     "The command for a table, with all of its rows, in a folder of its own."
-    return call("reproduce", "table2", "--cache", folder / "stages", "--out", folder / "out", *options())
+    own = ["--cache", folder / "stages", "--out", folder / "out", "--parameters", "extras=True"]
+    return call("reproduce", "table2", *own, *options())
 
 
 def _table(folder: Path) -> dict[str, str]:

@@ -60,7 +60,6 @@ def stoppable() -> Iterator[list[int]]:  # the signals that came
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-
 # %% ../nbs/workshop/16c_exits.ipynb #a83fd160
 _OURS = InputError, FloatingPointError, NotebookFailed  # their messages are whole sentences
 

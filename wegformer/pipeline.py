@@ -300,12 +300,13 @@ def measures_stage(config: Config, classifier: Stage, val: VOCDataset) -> Stage:
                     val=images_fingerprint(val), masks=masks_fingerprint(val))
 
     def picked() -> list[int]:
-        return [k * len(val) // min(MEASURED, len(val)) for k in range(min(MEASURED, len(val)))]
+        count = min(MEASURED, len(val))
+        return [k * len(val) // count for k in range(count)]
 
     def make(out: Path, needs: dict) -> None:
         model, _, _ = load_classifier(needs["classifier"] / "model.safetensors")
-        own, place = [picked()[k] for k in mine(len(picked()))], _block(config, config.labels.block)
-        missing = Part(val, [i for i in own if _read_scores(out / f"{val.ids[i]}.json") is None])
+        part, place = Part(val, picked()), _block(config, config.labels.block)
+        missing = Part(part, [k for k in mine(len(part)) if _read_scores(out / f"{part.ids[k]}.json") is None])
         found = measure_maps(model.to(default_device()), missing, recipe, long_side, place)
         for name, scores in zip(progress_bar(missing.ids, "measure maps"), found):
             with atomic_write(out / f"{name}.json", "w") as handle:

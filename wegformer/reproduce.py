@@ -211,7 +211,7 @@ def known_places(folders: Mapping[Path, str], parameters: Mapping[str, Any]) -> 
     return [(re.compile(re.escape(path) + r"(?![\w-])"), known[Path(path)]) for path in longest]
 
 def without_places(value: Any, places: list[tuple[re.Pattern, str]]) -> Any:
-    "A notebook's content, pictures apart, without these folders."
+    "The content of a notebook or of a table, pictures apart, without these folders."
     if isinstance(value, str):
         for pattern, name in places:
             value = pattern.sub(name.replace("\\", r"\\"), value)
