@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = """errors storage pictures masks lists labels data options pools check
-    networks.toy networks.resnet38 toydrawings toyvoc figures processes shares training classifier vit plain_model
+    networks.toy networks.resnet38 toydrawings toyvoc figures processes shares training classifier vit plain_model gradients
     kernels.launch rules last_block attention_rule all_blocks relevance heatmaps attention map_files map_measures
     explainable soft_erase label_inputs pseudo_labels crf deeplab segmentation evaluation config splits stages
     pretraining pipeline experiment reproduce records report explain extras.saliency extras.distillation

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .gradients import norm_gradient, slope
 from .kernels.launch import call_kernel, use_kernels
 from .rules import add_rule, divide, fork_rule, linear_rule, norm_rule
 from .vit import head_layer, head_tokens, precise, precise_mode, run_blocks
@@ -59,10 +60,12 @@ def _class_token_forward(
     t = SimpleNamespace(x=x, o=o, a=layers.ls1(layers.proj(o)))
     t.x1 = x + t.a
     t.n2 = layers.norm2(t.x1)
-    t.g = layers.mlp.act(layers.mlp.fc1(t.n2))
+    t.u = layers.mlp.fc1(t.n2)
+    t.g = layers.mlp.act(t.u)
     t.m = layers.ls2(layers.mlp.fc2(t.g))
     t.y = t.x1 + t.m
-    t.z = layers.fc_norm(layers.norm(t.y)).flatten(-2)  # (..., n*D)
+    t.n = layers.norm(t.y)
+    t.z = layers.fc_norm(t.n).flatten(-2)  # (..., n*D)
     t.logits = layers.head(t.z)
     return t
 
@@ -70,12 +73,12 @@ def _class_token_forward(
 def _class_token_rule(
     layers: nn.ModuleDict,  # from `_class_token_layers`
     t: SimpleNamespace,  # record with tensors (P, n, ...)
-    classes: torch.Tensor,  # (P,) class of each pair
+    w: torch.Tensor,  # (P, n*D) row of the head's weight for the class of each pair
     R_logit: torch.Tensor,  # (P, 1) relevance of the class's logit
 ) -> torch.Tensor:  # (P, n, h*d) relevance of o
     "Relevance from the logits down to what the class token read in the last block."
-    R_z = linear_rule(t.z[:, None], layers.head.weight[classes, None], R_logit[:, None])[:, 0]  # (P, n*D)
-    R = norm_rule(layers.norm, t.y, fork_rule(t.z, R_z).view_as(t.y))  # (P, n, D); fc_norm passes
+    R_z = linear_rule(t.z[..., None, :], w[..., None, :], R_logit[..., None]).squeeze(-2)  # (P, n*D)
+    R = norm_rule(layers.norm, t.y, fork_rule(t.z, R_z).unflatten(-1, t.y.shape[-2:]))  # (P, n, D); fc_norm passes
     R_x1, R_m = add_rule(t.x1, t.m, R)
     R_g = linear_rule(t.g, layers.mlp.fc2.weight, R_m)  # LayerScale passes
     R_n2 = linear_rule(t.n2, layers.mlp.fc1.weight, R_g)  # GELU passes
@@ -84,17 +87,21 @@ def _class_token_rule(
     return linear_rule(t.o, layers.proj.weight, R_a)  # LayerScale passes
 
 # %% ../nbs/method/03_last_block.ipynb #baf35763
+def _scaled(scale: nn.Module, G: torch.Tensor) -> torch.Tensor:
+    "Back through a LayerScale, or through the identity in its place."
+    return G if isinstance(scale, nn.Identity) else G * scale.gamma
+
 def _class_token_gradient(
     layers: nn.ModuleDict,  # from `_class_token_layers`
-    x: torch.Tensor,  # (P, n, D) the class token at the last block's input
-    o: torch.Tensor,  # (P, n, h*d) what it read there
-    classes: torch.Tensor,  # (P,) class of each pair
-    gradient: bool,  # False: the gradient is not wanted
-) -> tuple[SimpleNamespace, torch.Tensor, torch.Tensor | None]:  # record; logit (P, 1); its gradient by o, or None
-    "Forward once more, a token for each pair, and the gradient of each pair's logit."
-    t = _class_token_forward(layers, x, o.requires_grad_())
-    logit = t.logits.gather(1, classes[:, None])
-    return t, logit, torch.autograd.grad(logit.sum(), o)[0] if gradient else None
+    t: SimpleNamespace,  # record with tensors (P, n, ...)
+    w: torch.Tensor,  # (P, n*D) row of the head's weight for the class of each pair
+) -> torch.Tensor:  # (P, n, h*d) gradient of each pair's logit by o
+    "The gradient from the logits down to what the class token read in the last block."
+    mlp, G_z = layers.mlp, w.unflatten(-1, t.y.shape[-2:])
+    G_y = norm_gradient(layers.norm, t.y, norm_gradient(layers.fc_norm, t.n, G_z))
+    G_u = _scaled(layers.ls2, G_y) @ mlp.fc2.weight * slope(mlp.act, t.u)
+    G_x1 = G_y + norm_gradient(layers.norm2, t.x1, G_u @ mlp.fc1.weight)
+    return _scaled(layers.ls1, G_x1) @ layers.proj.weight
 
 # %% ../nbs/method/03_last_block.ipynb #3649c15b
 def pair_slots(
@@ -127,7 +134,7 @@ def _class_token_row(
 ) -> torch.Tensor:  # (P, N)
     "Eq. 4 in the class token's row."
     M, n = seen.M, S.shape[1]
-    S, G_o = (None if x is None else x.detach().unflatten(-1, (M.shape[1], -1)) for x in (S, G_o))  # (P, n, h, d)
+    S, G_o = (None if x is None else x.unflatten(-1, (M.shape[1], -1)) for x in (S, G_o))  # (P, n, h, d)
     if seen.kernel:
         from wegformer.kernels.cls_relevance import cls_relevance
         own = None if G_o is None else G_o[:, 0]
@@ -149,12 +156,12 @@ def last_block_maps(
 ) -> torch.Tensor:  # (P, N) with the prefix tokens
     "The last block's maps of all pairs at once; arguments are not checked (`dtd_maps` does)."
     used, image = pairs[:, 0].unique(return_inverse=True)  # images that no pair asks for are skipped
-    classes = pairs[:, 1].clone()  # autograd keeps it, so it must not be a tensor from inference mode
     seen = _read_last_block(model, images if len(used) == len(images) else images[used])
     layers = _class_token_layers(model)
-    with precise_mode(images.device, grad=True):
-        t, logit, G_o = _class_token_gradient(layers, seen.x[image], seen.o[image], classes, gradient)
     with precise_mode(images.device):
-        R_logit = torch.ones_like(logit) if seed == "one_hot" else logit.detach()  # eq. 1
-        S = divide(_class_token_rule(layers, t, classes, R_logit), t.o)  # (P, n, h*d)
+        t = _class_token_forward(layers, seen.x, seen.o)  # once for each image
+        t = SimpleNamespace(**{name: value[image] for name, value in vars(t).items()})
+        w, logit = layers.head.weight[pairs[:, 1]], t.logits.gather(1, pairs[:, 1:])
+        G_o = _class_token_gradient(layers, t, w) if gradient else None
+        S = divide(_class_token_rule(layers, t, w, torch.ones_like(logit) if seed == "one_hot" else logit), t.o)  # eq. 1
         return _class_token_row(seen, S, G_o, image, clamp)
