@@ -11,6 +11,7 @@ from PIL import Image
 
 from wegformer import toyvoc
 from wegformer.data import IGNORE, PALETTE, InputError, VOCDataset, cache_dir
+from wegformer.formulas import FAMILIES, MEMBERS, formula, formula_kinds
 from wegformer.toydrawings import SETS, Pen
 from wegformer.toyvoc import Detector, ToyConfig, draw_saliency, draw_scene, make_toy_voc, noise
 
@@ -63,8 +64,30 @@ def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path):
 def test_seed_split_and_set_change_the_pictures(tmp_path):
     a, b = make_toy_voc(tmp_path / "a", train=2, val=2), make_toy_voc(tmp_path / "b", train=2, val=2, seed=1)
     c = make_toy_voc(tmp_path / "c", which="initial", train=2, val=2)
-    pictures = [d for r in (a, b, c) for d in digests(r / "JPEGImages").values()]
-    assert len(set(pictures)) == len(pictures) == 12
+    d = make_toy_voc(tmp_path / "d", which="formulas", train=2, val=2)
+    pictures = [name for r in (a, b, c, d) for name in digests(r / "JPEGImages").values()]
+    assert len(set(pictures)) == len(pictures) == 16
+
+
+def test_members_of_a_family_share_what_lies_below_and_differ_in_parts_of_their_own(tmp_path):
+    def drawn(family, member, own):
+        pen = Pen((64, 64), (32, 32), 56)
+        formula(family, member)(pen, np.random.default_rng(5), own)
+        return pen.rgba()
+
+    for family in range(FAMILIES):
+        bare, whole = ([drawn(family, member, own) for member in range(MEMBERS)] for own in (False, True))
+        assert all((bare[0] == other).all() for other in bare[1:])
+        differ = [np.abs(a - b).max(-1) > 8 for i, a in enumerate(whole) for b in whole[:i]]
+        assert min(d.sum() for d in differ) >= 30  # pixels that tell any two of them apart
+
+
+def test_the_set_of_formulas_has_their_names_and_masks(tmp_path):
+    voc = VOCDataset(make_toy_voc(tmp_path / "f", which="formulas", train=6, val=1), "train")
+    assert voc.classes[1:] == tuple(formula_kinds()) and voc.num_classes == FAMILIES * MEMBERS == 200
+    for i in range(len(voc)):
+        ids = np.unique(voc.mask(i))
+        assert ids[(ids > 0) & (ids != IGNORE)].tolist() == voc.class_ids(i).tolist()
 
 
 def test_another_detector_leaves_pictures_and_the_other_maps(tmp_path):
@@ -252,6 +275,7 @@ def test_arguments_name_the_cached_folder(cache, monkeypatch):
     changes = (
         dict(),
         dict(which="initial"),
+        dict(which="formulas"),
         dict(train=1),
         dict(val=1),
         dict(seed=1),

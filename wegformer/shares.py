@@ -67,7 +67,7 @@ def sync_norms(model: nn.Module, device: torch.device) -> None:
         timm.layers.convert_sync_batchnorm(model)
         return
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not _SyncedNorm:  # trained before
             if type(module) is not nn.BatchNorm2d or not module.track_running_stats:
                 raise InputError(f"{name} is a {type(module).__name__}, whose statistics several processes on a CPU "
                                  "cannot share; expected one process, or GPUs.")
