@@ -29,7 +29,7 @@ def _mish(u: torch.Tensor) -> torch.Tensor:
     t = torch.tanh(nn.functional.softplus(u))
     return t + u * (1 - t * t) * torch.sigmoid(u)
 
-_SLOPE: dict[type, Callable] = {  # by exact type, as `check_vit` knows them
+_SLOPE: dict[type, Callable] = {  # all that `check_vit` knows
     nn.GELU: _gelu, timm.layers.GELU: _gelu, timm.layers.GELUTanh: _gelu,
     timm.layers.QuickGELU: lambda _, u: _swish(u, 1.702), nn.SiLU: lambda _, u: _swish(u, 1.0),
     nn.Mish: lambda _, u: _mish(u),
@@ -44,8 +44,9 @@ def slope(
     act: nn.Module,  # an activation function
     u: torch.Tensor,  # any shape: its input
 ) -> torch.Tensor:  # the same shape
-    "The derivative of an activation function, at each number; KeyError for one that has no formula here."
-    return _SLOPE[type(act)](act, u)
+    "The derivative of an activation function, at each number."
+    kind = next(k for k in type(act).__mro__ if k in _SLOPE)  # torch.export derives a type of its own from each
+    return _SLOPE[kind](act, u)
 
 # %% ../nbs/workshop/07c_gradients.ipynb #9ad00009
 _CENTRED = (nn.LayerNorm, timm.layers.LayerNorm, timm.layers.LayerNormFp32)
@@ -62,11 +63,11 @@ def norm_gradient(
     g = G if norm.weight is None else G * norm.weight.to(x.dtype)
     eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
     centred = x - x.mean(-1, keepdim=True)
-    if type(norm) in _CENTRED:
+    if isinstance(norm, _CENTRED):
         r = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
         hat = centred * r
         return r * (g - g.mean(-1, keepdim=True) - hat * (g * hat).mean(-1, keepdim=True))
-    if type(norm) in _BY_SAMPLE:
+    if isinstance(norm, _BY_SAMPLE):
         by = x.shape[-1] / (x.shape[-1] - 1)
         r = torch.rsqrt((centred * centred).mean(-1, keepdim=True) * by + eps)
         return r * (g - r * by * centred * (g * x * r).mean(-1, keepdim=True))
