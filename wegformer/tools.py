@@ -20,6 +20,7 @@ from .extras.distillation import DistilConfig, distil, find_photographs
 from .extras.initial_weights import InitialConfig, make_initial_weights
 from .extras.saliency import make_saliency
 from .options import WORKERS, check_value, refuse_data_folder, split_named
+from .pseudo_labels import LabelRule
 from .report import write_report
 from .toyvoc import make_toy_voc
 
@@ -123,18 +124,20 @@ class Export:
     out: Path = Path("model.onnx")
     weights: Path | None = None  # of a ViT that is named: a local checkpoint in the place of timm's weights
     size: tuple[int, int] | None = None  # height and width, pixels; default: free, where the model takes any size
+    rule: Literal["paper", "nsrom", "drs", "mec"] | None = None  # go on to pseudo labels, of saliency and classes
 
     def __call__(self) -> int:
         if self.model is None:
             raise InputError("No model was named; expected a trained classifier's file, or the name of a ViT in timm.")
         if self.out.suffix != ".onnx":
             raise InputError(f"out is {str(self.out)!r}; expected a name that ends in .onnx.")
+        rule = None if self.rule is None else LabelRule.preset(self.rule)
         if Path(self.model).suffix == ".safetensors":
             model, _, classes = load_classifier(Path(self.model))
-            print(export_onnx(model, self.out, classes[1:], self.size))
+            print(export_onnx(model, self.out, classes[1:], self.size, rule))
         else:
             model = create_classifier(self.model, None, weights=self.weights)
-            print(export_onnx(model, self.out, size=self.size))
+            print(export_onnx(model, self.out, size=self.size, rule=rule))
         return 0
 
 # %% ../nbs/workshop/16b_tools.ipynb #c805a2e8
