@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import wegformer.extras.distillation as tool
-from wegformer.classifier import ClassifierConfig, create_classifier, mean_std, train_classifier
+from wegformer.classifier import ClassifierConfig, create_classifier, label_loss, mean_std, train_classifier
 from wegformer.cli import main
 from wegformer.data import InputError, VOCDataset
 from wegformer.extras.distillation import (
@@ -22,7 +22,7 @@ from wegformer.extras.distillation import (
     distil_transform,
     find_photographs,
 )
-from wegformer.extras.initial_weights import features_loss
+from wegformer.extras.initial_weights import taught
 from wegformer.training import read_state
 
 
@@ -143,7 +143,7 @@ def test_training_with_a_teacher_resumes_bit_for_bit(teacher, toy_root, tmp_path
         torch.manual_seed(1)
         model = student(num_classes=voc.num_classes)
         history = train_classifier(
-            model, recipe, voc, out, seed=3, device="cpu", learner=Distillation(model, teacher), loss=features_loss
+            model, recipe, voc, out, seed=3, device="cpu", learner=Distillation(model, teacher), loss=taught(label_loss)
         )
         return model.state_dict(), history
 

@@ -7,6 +7,7 @@ __all__ = ['Stopped', 'stoppable', 'ends_in_a_line']
 
 # %% ../nbs/workshop/16c_exits.ipynb #c9c65a88
 import contextlib
+import logging
 import multiprocessing
 import os
 import select
@@ -43,12 +44,10 @@ def stoppable() -> Iterator[list[int]]:  # the signals that came
         if os.getpid() != process:  # a child that was forked: it has nothing to clean up
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif number == signal.SIGINT:
+        elif number == signal.SIGINT or not came:
             came.append(number)
-            raise KeyboardInterrupt
-        elif not came:
-            came.append(number)
-            raise Stopped(number)
+            logging.disable()
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     before = {number: signal.getsignal(number) for number in ends}
     for number in ends:

@@ -11,16 +11,9 @@ import torch
 
 from .data import IGNORE
 from .pseudo_labels import LabelRule
+from .soft_erase import clipped
 
 # %% ../nbs/workshop/09d_label_graph.ipynb #9db00006
-def _erase(attention: torch.Tensor, rule: LabelRule) -> torch.Tensor:  # (B, C, H, W), the same
-    "`soft_erase`, of every map."
-    if rule.erase_rate is None:
-        return attention
-    clip = attention.amax((2, 3), keepdim=True) * float(rule.erase_rate)
-    erased = torch.minimum(attention, clip)
-    return erased / torch.where(clip > 0, clip, 1.0) if rule.renormalize else erased
-
 def _scores(erased: torch.Tensor, saliency: torch.Tensor, rule: LabelRule) -> torch.Tensor:  # (B, 1 + C, H, W)
     "Steps 1 and 2."
     if rule.background == "constant":
@@ -71,7 +64,7 @@ def label_graph(
     rule: LabelRule,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # erased maps (B, C, H, W); labels (B, H, W) uint8, 255 = ignored
     "`pseudo_label` of every picture, class c + 1 for the map of index c, without a branch on a value."
-    erased = _erase(attention, rule)
+    erased = attention if rule.erase_rate is None else clipped(attention, rule.erase_rate, rule.renormalize)
     label = _initial(erased, saliency, rule)
     if rule.epom:
         label = torch.where(_mined(label, attention if rule.epom_map == "raw" else erased, rule.t_fg), IGNORE, label)

@@ -118,11 +118,11 @@ def make_initial_weights(
     workers: int = 0,  # loader processes
 ) -> dict[str, float]:  # mAP on the val pictures of the initial set, percent
     "Train the toy models as classifiers, as ImageNet's counterpart; the ResNet teaches the ViT."
-    scores, teachers = {}, {}
+    scores, teachers, taught_in = {}, {}, lessons(config)
     for name, steps, rate, batch in ((TEACHER, config.resnet_steps, 2e-3, 64), (STUDENT, config.vit_steps, 1e-3, 32)):
         torch.manual_seed(config.seed)
         model = timm.create_model(name)
-        for k, lesson in enumerate(lessons(config)):
+        for k, lesson in enumerate(taught_in):
             if steps[k]:
                 names = lesson.train.num_classes
                 model.reset_classifier(names)
