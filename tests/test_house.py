@@ -12,8 +12,8 @@ ROOMS = """errors storage pictures masks lists labels data options pools check n
     toydrawings formulas toyvoc figures processes shares training classifier vit plain_model gradients kernels.launch
     rules last_block attention_rule all_blocks relevance heatmaps attention map_files map_measures explainable
     soft_erase label_inputs pseudo_labels label_graph crf deeplab segmentation evaluation config splits stages
-    pretraining pipeline experiment reproduce records report explain export extras.saliency extras.distillation
-    extras.initial_weights tools exits chain_commands cli start""".split()
+    pretraining pipeline side_by_side experiment reproduce records report explain export extras.saliency
+    extras.distillation extras.initial_weights tools exits chain_commands cli start""".split()
 MODULES = {
     ".".join(p.relative_to(ROOT / "wegformer").with_suffix("").parts): p
     for p in sorted((ROOT / "wegformer").rglob("*.py"))

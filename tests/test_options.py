@@ -164,7 +164,7 @@ distil {empty} --crop-size 3 | crop_size is 3; expected a multiple of 16
 distil {empty} --stages | stages is
 distil {empty} --workers -1 | workers is -1
 initial-weights --images 0 | images is 0
-initial-weights --vit-steps 1 1 0 | vit_steps is .1, 1, 0.; expected the steps of three lessons
+initial-weights --vit.steps 1 1 0 | vit.steps is .1, 1, 0.; expected the steps of three lessons
 check --voc-root {root} --saliency x | saliency is 'x'
 """
 TYRO = """

@@ -213,7 +213,7 @@ def test_a_classifier_by_two_processes_is_that_of_one(tmp_path, capsys):
 
 
 def test_initial_weights_by_two_processes(tmp_path):
-    small = ["--formulas", 30, "--images", 30, "--val", 6, "--resnet-steps", 0, 2, 2, "--vit-steps", 2, 2, 2]
+    small = ["--formulas", 30, "--images", 30, "--val", 6, "--resnet.steps", 0, 2, 2, "--vit.steps", 2, 2, 2]
     status, _, stderr = wegformer("initial-weights", *small, "--out", tmp_path / "out", "--work", tmp_path / "work")
     assert status == 0 and len(list((tmp_path / "out").glob("*.safetensors"))) == 2, stderr
 

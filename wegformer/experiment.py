@@ -31,6 +31,7 @@ from .map_files import read_attention
 from .options import WORKERS, check_seeds, check_value, short_cause
 from .pipeline import chain, predict_with
 from .pseudo_labels import LabelRule
+from .side_by_side import side_by_side
 from .splits import open_split
 from .stages import Stage, device_name, read_done, versions
 from .stages import run as run_stage
@@ -282,6 +283,9 @@ def row(
 def run(self: Experiment, rows: Sequence[Row]) -> list[dict]:
     "Run the rows and write NAME.json after each, so that what is finished is never lost."
     results = []
+    # where one network does not fill the machine, several are trained at a time; the rows then find them done
+    side_by_side([override(row.config, {"seed": seed}) for row in rows if row.config is not None and row.network
+                  for seed in self.seeds], self.cache, self.workers, log=print)
     for row in rows:
         results.append(run_row(row, self.seeds, self.cache, self.workers, log=print))
         table = write_table(self.out / f"{self.name}.json", self.name, self.preset, results, self.title)
