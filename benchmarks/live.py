@@ -1,0 +1,89 @@
+"""How fast live figures follow their knobs: the median of a redraw, with its PNG file, on one core.
+
+    python benchmarks/live.py               # benchmarks/results/live.csv
+
+Every knob of every figure is moved to several of its values, as a hand would, one at a time. What is computed once
+of a picture (logits, attention, maps) is computed before: a first round is not counted. Processor time is counted,
+since another process on the machine would show in the other. `over_bound` is the median over the 200 ms that a live
+figure may take.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from records import RESULTS, write_csv
+
+from wegformer.data import InputError
+from wegformer.live.canvas import png
+from wegformer.live.labels import epom_figure, erase_figure, threshold_figure, workbench
+from wegformer.live.maps import (
+    attention_figure,
+    conservation_figure,
+    method_figure,
+    occlusion_figure,
+    start_block_figure,
+)
+from wegformer.live.rules import linear_rule_figure
+from wegformer.live.samples import toy_album
+from wegformer.stages import processor_name
+
+BOUND = 0.2  # seconds
+
+
+def seconds(figure, move):
+    "Processor time of one redraw; None where the knobs make no sense together."
+    start = time.process_time()
+    try:
+        png(figure.drawn(**move).page)
+    except InputError:
+        return None
+    return time.process_time() - start
+
+
+def measure(figure, count):
+    "One line of the record."
+    moves = list(figure.moves(count))
+    for move in moves:
+        seconds(figure, move)
+    took = [s for move in moves if (s := seconds(figure, move)) is not None]
+    return {
+        "figure": figure.name,
+        "median_ms": round(1e3 * float(np.median(took)), 1),
+        "q80_ms": round(1e3 * float(np.quantile(took, 0.8)), 1),
+        "slowest_ms": round(1e3 * max(took), 1),
+        "over_bound": round(float(np.median(took)) / BOUND, 3),
+        "redraws": len(took),
+        "device": processor_name(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=9, help="values of each slider")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    album, rows = toy_album(), []
+    figures = [
+        make(album)
+        for make in (
+            workbench,
+            erase_figure,
+            epom_figure,
+            threshold_figure,
+            method_figure,
+            attention_figure,
+            occlusion_figure,
+            conservation_figure,
+            start_block_figure,
+        )
+    ]
+    for figure in [*figures, linear_rule_figure()]:
+        rows.append(measure(figure, args.count))
+        print(rows[-1], flush=True)
+    write_csv(RESULTS / "live.csv", list(rows[0]), rows)
+
+
+if __name__ == "__main__":
+    main()
