@@ -65,10 +65,11 @@ def module_page(
             defined.setdefault(name, node)
     parts = [f"# {module.name}\n\n> {module.summary}\n"]
     for name in module.exported:
-        if name not in defined:
-            continue
-        node = defined[name]
         parts.append(f"## {name} {{ #{name} }}\n")
+        node = defined[name]
+        if isinstance(node, ast.ImportFrom):
+            parts.append(f"Lives in [{_whole(module, node)}]({_whole(module, node)}.md#{name}).\n")
+            continue
         parts += _described(module, node)
         links = []
         if cell := module.cell(node.lineno):
@@ -81,10 +82,18 @@ def module_page(
     return "\n".join(parts)
 
 
+def _whole(module: Module, node: ast.ImportFrom) -> str:
+    "The dotted name of the module that something is imported from."
+    base = module.name.split(".")[: -node.level] if node.level else []
+    return ".".join([*base, node.module or ""])
+
+
 def _names(node: ast.stmt) -> list[str]:
     "What a statement of a module defines."
     if isinstance(node, Function | ast.ClassDef):
         return [node.name]
+    if isinstance(node, ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     flat = [t for target in targets for t in (target.elts if isinstance(target, ast.Tuple) else [target])]
     return [t.id for t in flat if isinstance(t, ast.Name)]

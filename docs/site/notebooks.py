@@ -108,5 +108,5 @@ def alternative(
 ) -> str:
     "What a reader who does not see the figure is told: its caption's words."
     found = re.match(r"\*(.+?)\*\s*(?:\n\n|$)", caption.strip(), re.S)
-    words = re.sub(r"[*`$\\\[\]]|\]\([^)]*\)", "", found[1]) if found else "figure"
+    words = re.sub(r"\]\([^)]*\)|[*`$\\\[\]]", "", found[1]) if found else "figure"
     return " ".join(words.split())
