@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import stored  # noqa: E402  (a script, not a package)
 
+KERNEL = dict(display_name="python3", language="python", name="python3")
+
 
 @pytest.mark.parametrize("path", stored.notebooks(), ids=lambda p: p.stem)
 def test_stored_outputs_are_those_of_the_code(path):
@@ -24,7 +26,7 @@ def book(tmp_path):
     path = tmp_path / "book.ipynb"
     cells = [nbformat.v4.new_code_cell(s) for s in ("x = 1  # one\n", "#| export\nprint(x)")]
     cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="1\n")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3"))), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=KERNEL)), path)
     stored.accept(path)
     return path
 

@@ -14,14 +14,10 @@ PAGES += ["api/wegformer.relevance.html", "docs/glossary.html"]
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="site/ is not built: run make docs")
 
 
-@pytest.fixture(params=["light", "dark"])
-def scheme(request):
-    return request.param
-
-
-@pytest.fixture(params=WIDTHS)
-def width(request):
-    return request.param
+def show(page, path):
+    "Go to a page, and wait until its equations are drawn."
+    page.goto((SITE / path).as_uri())
+    page.wait_for_function("document.querySelectorAll('.arithmatex:not(:has(.katex, .katex-error))').length == 0")
 
 
 @pytest.fixture
@@ -32,14 +28,14 @@ def open_page(chromium):
     def open_page(path, width="laptop", scheme="light"):
         size = dict(zip(("width", "height"), WIDTHS[width]))
         context = chromium.new_context(viewport=size, color_scheme=scheme, offline=True, reduced_motion="reduce")
+        context.set_default_timeout(120_000)  # milliseconds: a machine may be busy with something else
         opened.append(context)
         page = context.new_page()
         page.fetched, page.errors = [], []
         page.on("request", lambda r: page.fetched.append(r.url))
         page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: page.errors.append(str(e)))
-        page.goto((SITE / path).as_uri())
-        page.wait_for_function("document.querySelectorAll('.arithmatex:not(:has(.katex))').length == 0")
+        show(page, path)
         return page
 
     yield open_page
@@ -47,6 +43,7 @@ def open_page(chromium):
         context.close()
 
 
+@pytest.mark.parametrize("width, scheme", [("laptop", "light"), ("phone", "dark")])
 @pytest.mark.parametrize("path", PAGES)
 def test_page_is_complete_and_fits(open_page, path, width, scheme):
     page = open_page(path, width, scheme)
@@ -59,16 +56,16 @@ def test_page_is_complete_and_fits(open_page, path, width, scheme):
 
 def test_every_equation_is_drawn(open_page):
     "On every page: what KaTeX cannot read, it leaves in red."
-    drawn = 0
-    for path in sorted(SITE.rglob("*.html")):
-        if 'class="arithmatex"' in path.read_text(encoding="utf-8"):
-            page = open_page(path.relative_to(SITE))
-            assert page.locator(".katex-error").count() == 0, path
-            drawn += page.locator(".katex").count()
-            page.context.close()
+    equations = [p for p in sorted(SITE.rglob("*.html")) if 'class="arithmatex"' in p.read_text(encoding="utf-8")]
+    page, drawn = open_page("index.html"), 0
+    for path in equations:
+        show(page, path.relative_to(SITE))
+        assert page.locator(".katex-error").count() == 0, path
+        drawn += page.locator(".katex").count()
     assert drawn > 500
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 def test_search_finds_a_page(open_page, width):
     page = open_page("index.html", width)
     if width == "phone":
@@ -111,6 +108,7 @@ def test_source_link_leads_to_the_cell(open_page):
     assert "def soft_erase" in page.locator(f"[id='{cell}']").inner_text()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["index.html", "nbs/method/06_soft_erase.html"])
 def test_no_serious_finding_of_axe(open_page, path, scheme):
     if not AXE.is_file():
