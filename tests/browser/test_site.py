@@ -70,7 +70,7 @@ def test_search_finds_a_page(open_page, width):
     page = open_page("index.html", width)
     if width == "phone":
         page.click("label[for=__search]")
-    page.fill(".md-search__input", "soft erase")
+    page.locator(".md-search__input").press_sequentially("soft erase")  # the theme listens to keys
     first = page.locator(".md-search-result__link").first
     first.wait_for(state="visible")
     assert "06_soft_erase.html" in first.get_attribute("href")
