@@ -1,9 +1,9 @@
-# wegformer: make setup | reproduce | test | torture | lint | lab | kernels | bench | clean
+# wegformer: make setup | reproduce | test | torture | lint | lab | docs | docs-serve | kernels | bench | clean
 PYTHON ?= python3
 PY := .venv/bin
 OUT ?= runs/table2
 
-.PHONY: setup reproduce test torture lint lab kernels bench clean
+.PHONY: setup reproduce test torture lint lab docs docs-serve kernels bench clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py constraints.txt
@@ -30,6 +30,19 @@ lint: setup  ## one dialect in notebooks, package and scripts: settings in pypro
 lab: setup
 	$(PY)/jupyter lab nbs/index.ipynb
 
+SITE := docs/site/node_modules/.package-lock.json
+$(SITE): docs/site/package.json docs/site/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing, which fetches what the site serves itself: apt-get install npm" >&2; exit 1; }
+	npm ci --prefix docs/site --no-audit --no-fund
+
+docs: setup $(SITE)  ## the site, into site/: notebooks as stored, tables as recorded, nothing from another host
+	@if [ -d web ]; then $(MAKE) web; fi
+	NO_MKDOCS_2_WARNING=1 $(PY)/mkdocs build --strict
+	$(PY)/python docs/site/check.py site
+
+docs-serve: setup $(SITE)  ## the same at http://localhost:8000, renewed whenever a page changes
+	NO_MKDOCS_2_WARNING=1 $(PY)/mkdocs serve
+
 kernels: setup  ## compile every Triton kernel for every GPU target, without a GPU
 	$(PY)/python kernels/compile.py
 
@@ -37,4 +50,4 @@ bench: setup  ## time the kernels against their floor and their references, on a
 	$(PY)/python kernels/bench.py
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv runs build dist site docs/site/node_modules *.egg-info .pytest_cache .hypothesis .ruff_cache
