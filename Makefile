@@ -1,9 +1,9 @@
-# wegformer: make setup | reproduce | test | torture | lint | lab | docs | docs-serve | kernels | bench | clean
+# wegformer: make setup | reproduce | test | web | docs | docs-serve | test-browser | torture | lint | lab | kernels | bench | clean
 PYTHON ?= python3
 PY := .venv/bin
 OUT ?= runs/table2
 
-.PHONY: setup reproduce test torture lint lab docs docs-serve kernels bench clean
+.PHONY: setup reproduce test web docs docs-serve test-browser torture lint lab kernels bench clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py constraints.txt
@@ -19,6 +19,20 @@ test: setup  ## what the notebooks assert, then the grids, reference vectors and
 	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	@# the tests' models are tiny: a second thread wins little, and waits long for a core that is busy
 	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadfile
+
+web: setup web/node_modules/.done  ## the live page, in web/dist: any file server can show it
+	$(PY)/python web/build.py
+	cd web && npm run --silent check && npm run --silent bundle
+
+web/node_modules/.done: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "The live page needs Node.js with npm: apt-get install nodejs npm" >&2; exit 1; }
+	cd web && npm ci
+	touch $@
+
+test-browser: web  ## what the live page shows, in Chromium
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	{ echo "The browser tests need Chromium: apt-get install chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(PY)/python -m pytest tests/browser
 
 torture: setup  ## kills, full disks, hostile files, races, damaged data: some 20 minutes; docs/reliability.md tells
 	$(PY)/python -m torture
@@ -50,4 +64,4 @@ bench: setup  ## time the kernels against their floor and their references, on a
 	$(PY)/python kernels/bench.py
 
 clean:
-	rm -rf .venv runs build dist site docs/site/node_modules *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv runs build dist site docs/site/node_modules web/dist web/node_modules *.egg-info .pytest_cache .hypothesis .ruff_cache
