@@ -102,6 +102,7 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
+# %% ../nbs/workshop/13_stages.ipynb #78ad90f8
 def _reset_peak() -> None:
     "Let the peak memory count from here (on Linux; elsewhere it stays the process's)."
     if torch.cuda.is_available():
