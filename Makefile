@@ -29,7 +29,7 @@ web/node_modules/.done: web/package.json web/package-lock.json
 	cd web && npm ci
 	touch $@
 
-test-browser: web  ## what the live page shows, in Chromium
+test-browser: docs  ## the site and its live page, in Chromium
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	{ echo "The browser tests need Chromium: apt-get install chromium" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(PY)/python -m pytest tests/browser
