@@ -79,7 +79,7 @@ def check_label(found):
     "Label and erased maps are the package's for the page's own maps, saliency and rule."
     size = found["height"], found["width"]
     attention = torch.from_numpy(np.stack(found["attention"])).unflatten(1, size)
-    own = attention[torch.tensor(found["present"]) - 1]
+    own = attention[torch.tensor(found["present"], dtype=torch.int64) - 1]
     saliency = None if found["saliency"] is None else torch.from_numpy(found["saliency"]).view(size)
     rule = LabelRule(**found["rule"])
     label, stats = label_with_stats(own, found["present"], saliency, rule)
