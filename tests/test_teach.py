@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from wegformer.evaluation import iou
+from wegformer.pseudo_labels import LabelRule
+
 CHAPTERS = sorted((Path(__file__).resolve().parents[1] / "nbs/teach").glob("*.ipynb"))
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n(.*?)```python\n(.*?)```\n</details>", re.S)
 
@@ -143,6 +146,62 @@ WRONG = [  # chapter, check, answer, words of the refusal
     ("03_deep_taylor", 3, 11 / 3, "rescaled, the branches share"),
     ("03_deep_taylor", 3, 8 / 19, "That is branch b"),
     ("03_deep_taylor", 4, (1.0, 1.0), "still arrives"),
+    ("04_maps_compared", 1, lambda A, m, c: bool(m.flatten()[A.argmax()] == c), "Leave such pixels out"),
+    ("04_maps_compared", 1, lambda A, m, c: True, "Find the place"),
+    ("04_maps_compared", 1, lambda A, m, c: not bool((m[A == 0.9] == 0).any()), "For class 5"),
+    ("04_maps_compared", 2, 2, "the whole picture"),
+    ("04_maps_compared", 2, 3 / 7, "divides each by its area"),
+    ("04_maps_compared", 2, 1.0, "Divide each share"),
+    ("04_maps_compared", 3, lambda A: A - 1, "Expected ten values"),
+    ("04_maps_compared", 3, lambda A: 1 - A, "The order has changed"),
+    ("04_maps_compared", 3, lambda A: A, "At 0.5 its IoU is 0.83"),
+    ("04_maps_compared", 4, 1.0, "on both objects"),
+    ("04_maps_compared", 4, 0.25, "asked twice"),
+    ("05_soft_erase", 1, lambda A, r: torch.minimum(A, A.amax() * r) / (A.amax() * r), "The second map is wrong"),
+    ("05_soft_erase", 1, lambda A, r: torch.minimum(A, A.amax((1, 2), True) * r), "literal form"),
+    ("05_soft_erase", 1, lambda A, r: A[0], "It has shape (1, 3)"),
+    ("05_soft_erase", 1, lambda A, r: A, "The smaller of the map and its cut"),
+    ("05_soft_erase", 2, 0.55, "a higher S_r is still safe"),
+    ("05_soft_erase", 2, 0.9, "the first can"),
+    ("05_soft_erase", 3, lambda rate, score: score, "literal form"),
+    ("05_soft_erase", 3, lambda rate, score: score / rate, "The wrong way round"),
+    ("05_soft_erase", 4, (0.9, 0), "It does not win before"),
+    ("05_soft_erase", 4, (0.5, 200), "It lies below the cut"),
+    ("05_soft_erase", 4, (0.9, 200), "It still wins"),
+    ("05_soft_erase", 4, (90, 200), "Expected attention"),
+    ("06_saliency", 1, lambda s: 1 - s, "needs a floating-point number"),
+    ("06_saliency", 1, lambda s: s / 255, "That is the saliency"),
+    ("06_saliency", 1, lambda s: (1 - s) / 1, "has wrapped around"),
+    ("06_saliency", 1, lambda s: (s < 100).float(), "One minus a 255th"),
+    ("06_saliency", 2, 141, "0.55 of 255"),
+    ("06_saliency", 2, 114, "the background still scores 0.553"),
+    ("06_saliency", 3, 0.8, "That is the erased map"),
+    ("06_saliency", 3, 0.55, "more than is needed"),
+    ("06_saliency", 4, 0.0, "the tie goes to the background"),
+    ("06_saliency", 4, 0.5, "What does it take"),
+    ("07_label_rule", 1, (3, 3, 255, 255, 255, 0), "Pixel 1 is not 3"),
+    ("07_label_rule", 1, (3, 5, 0, 255, 255, 0), "Pixel 2 is not 0. Both classes are below"),
+    ("07_label_rule", 1, (3, 5, 255, 3, 255, 0), "Two channels"),
+    ("07_label_rule", 1, (3, 5, 255), "expected six"),
+    ("07_label_rule", 2, lambda P, A, c: A > A[P == c].median(), "Only background"),
+    ("07_label_rule", 2, lambda P, A, c: (P == 0) & (A > A[P == c].mean()), "0.6 is mined"),
+    ("07_label_rule", 2, lambda P, A, c: (P == 0) & (A >= A[P == c].median()), "strict"),
+    ("07_label_rule", 2, lambda P, A, c: P.masked_fill(A > 0.7, 255), "expected (2, 5), torch.bool"),
+    ("07_label_rule", 3, lambda own: own.mean(), "EPOM lives"),
+    ("07_label_rule", 3, lambda own: own.double().quantile(0.5), "there the median is 0.55"),
+    ("07_label_rule", 3, lambda own: own.min(), "dead at a higher S_r"),
+    ("07_label_rule", 4, LabelRule(), "Step 3"),
+    ("07_label_rule", 4, LabelRule(conflict_thr=None, uncertain="off"), "EPOM is still on"),
+    ("08_miou", 1, 0.75, "sum the pixels first"),
+    ("08_miou", 1, 0.45, "All that was found"),
+    ("08_miou", 2, lambda m: torch.stack([iou(x).nanmean() for x in m]).mean(), "sum the matrices first"),
+    ("08_miou", 2, lambda m: iou(m.sum(0)).nan_to_num(0).mean(), "still counts, as 0"),
+    ("08_miou", 2, lambda m: iou(m.sum(0)).mean(), "not a number"),
+    ("08_miou", 3, 1.0, "ignored pixels out"),
+    ("08_miou", 3, 0.5, "That is the object's IoU"),
+    ("08_miou", 3, 0.75, "20 pixels too many"),
+    ("08_miou", 4, lambda s: s.amax(1).mean(), "chooses its own"),
+    ("08_miou", 4, lambda s: s.mean(0).max(), "each of them included"),
 ]
 
 
