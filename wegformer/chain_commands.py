@@ -28,7 +28,7 @@ from .pipeline import Chain, chain
 from .processes import read_shard, sharded
 from .pseudo_labels import LABEL_RULES
 from .segmentation import load_segmenter, predict
-from .splits import open_split
+from .splits import open_split, require_masks
 from .stages import Stage, Unfinished, read_done, run
 from .training import default_device
 
@@ -141,7 +141,9 @@ class Evaluate(_ChainOptions):
             where = folder / "predictions"
         else:
             where = self.predictions
-            score = evaluate(where, open_split(self.config.data, "val")).to_dict()
+            val = open_split(self.config.data, "val")
+            require_masks(val)
+            score = evaluate(where, val).to_dict()
         for name, value in score["iou"].items():
             print(f"{name:<16} {'   -' if value is None else f'{value:5.1f}'}")
         if self.export is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .data import CLASSES, IGNORE, Header, InputError, VOCDataset, atomic_write, cache_dir
+from .data import IGNORE, Header, InputError, VOCDataset, atomic_write, cache_dir
 from .pools import fresh_pool
 
 # %% ../nbs/workshop/00d_check.ipynb #9e260ccc
@@ -32,10 +32,10 @@ _WHERE = {
                     "wegformer saliency makes them with rembg (U2-Net)",
 }
 
-def _line(ok: bool, text: str, where: str, own: bool = False) -> tuple[bool, str]:
+def _line(ok: bool | None, text: str, where: str, own: bool = False) -> tuple[bool | None, str]:
     "One line of the report; a folder with classes of its own gets no hints about VOC."
     source = "" if own and where != "Saliency map" else f". Get it from: {_WHERE[where]}"
-    return ok, text if ok else text + source
+    return ok, text if ok in (True, None) else text + source
 
 def _count(paths: Sequence[str | Path], what: str, where: str, own: bool) -> tuple[bool, str]:
     "How many of the files are there."
@@ -54,9 +54,27 @@ def _image_file(data: VOCDataset, i: int) -> str | Path:
     except InputError:
         return ""
 
-def _lines(data: VOCDataset) -> list[tuple[bool, str]]:
+def _is_own(root: Path) -> bool:
+    "Whether a folder has classes of its own, and so need not have all that VOC has."
+    return (root / "classes.txt").is_file()
+
+def _is_measured(data: VOCDataset) -> bool:
+    "Whether a split needs its masks. Training does without; so does a folder of one's own that has none at all."
+    there = not _is_own(data.root) or any(os.path.isfile(data.mask_path(i)) for i in range(len(data)))
+    return there and not _is_trained_on(data)
+
+def _mask_line(data: VOCDataset, line: Callable) -> tuple[bool | None, str]:
+    "Whether the masks are there that a split needs."
+    if not _is_trained_on(data) and not _is_measured(data):
+        return None, f"{data.split}: masks: none in {data.mask_folder}, so results cannot be measured"
+    paths = [data.mask_path(i) for i in range(len(data))]
+    have, text = line(paths, f"{data.split}: masks in {data.mask_folder.name}", "Mask")
+    return have or not _is_measured(data), text
+
+# %% ../nbs/workshop/00d_check.ipynb #62df6475
+def _lines(data: VOCDataset) -> list[tuple[bool | None, str]]:
     "What one split needs."
-    split, places, own = data.split, range(len(data)), data.classes != CLASSES
+    split, places, own = data.split, range(len(data)), _is_own(data.root)
     line = partial(_count, own=own)
     report = [line([_image_file(data, i) for i in places], f"{split}: photographs", "Image")]
     if data.label_source == "xml":
@@ -65,12 +83,12 @@ def _lines(data: VOCDataset) -> list[tuple[bool, str]]:
     elif data.label_source == "npy":
         have = len(set(data.ids) & set(data._table))
         report.append(_line(have == len(data), f"{split}: labels (npy): {have} of {len(data)}", "Annotation", own))
-    have, text = line([data.mask_path(i) for i in places], f"{split}: masks in {data.mask_folder.name}", "Mask")
-    report.append((have or _is_trained_on(data), text))  # training does without them
+    report.append(_mask_line(data, line))
     if not _is_trained_on(data):
         return report
     if not data.saliency_folders:
-        report.append(_line(False, f"{split}: saliency maps: none in {data.root / 'saliency'}", "Saliency map"))
+        none = f"{split}: saliency maps: none in {data.root / 'saliency'}"
+        report.append((None, f"{none}, so labels are made without") if own else _line(False, none, "Saliency map"))
     for name in data.saliency_folders:
         paths = [data.saliency_path(i, name) for i in places]
         report.append(line(paths, f"{split}: saliency maps {name!r}", "Saliency map"))
@@ -133,8 +151,8 @@ def look_through(
     progress: bool = False,  # show a bar
 ) -> list[tuple[VOCDataset, list[Seen]]]:
     "Every split with what was seen of its photographs, in their order."
-    step = 16
-    jobs = [(k, range(start, min(start + step, len(data))), deep, not _is_trained_on(data),
+    step, measured = 16, [_is_measured(data) for data in splits]
+    jobs = [(k, range(start, min(start + step, len(data))), deep, measured[k],
              tuple(data.saliency_folders) if _is_trained_on(data) else ())
             for k, data in enumerate(splits) for start in range(0, len(data), step)]
     workers = min(workers, len(jobs)) if deep else 0
@@ -223,7 +241,7 @@ def _refused(data: VOCDataset, seen: Sequence[Seen]) -> list[Finding]:
     for kind, sentences in kinds.items():
         what, _, remedy = next(iter(sentences)).rstrip(".").partition("; ")
         what = what if len(sentences) == 1 else kind.rstrip(".").partition("; ")[0]
-        remedy = remedy or _remedy(kind, data.classes != CLASSES)
+        remedy = remedy or _remedy(kind, _is_own(data.root))
         found.append(Finding(what, remedy, tuple(sentences.values()), True))
     return found
 
@@ -231,17 +249,18 @@ def _refused(data: VOCDataset, seen: Sequence[Seen]) -> list[Finding]:
 @dataclass(frozen=True)
 class Report:
     "What is there, what is wrong with it, and how often each class occurs."
-    lines: tuple[tuple[bool, str], ...]  # is it there?, a sentence
+    lines: tuple[tuple[bool | None, str], ...]  # is it there? (None: a run does without), a sentence
     findings: tuple[Finding, ...] = ()
     classes: Mapping[str, Mapping[str, int]] = None  # column -> class -> images; deep only
 
     @property
     def ready(self) -> bool:
         "Whether a run would start and not stop for its data."
-        return all(ok for ok, _ in self.lines) and not any(f.stops for f in self.findings)
+        return all(ok is not False for ok, _ in self.lines) and not any(f.stops for f in self.findings)
 
     def __str__(self) -> str:
-        out = [f"{'ok' if ok else 'MISSING':<8} {text}" for ok, text in self.lines]
+        words = {True: "ok", None: "without", False: "MISSING"}
+        out = [f"{words[ok]:<8} {text}" for ok, text in self.lines]
         for f in sorted(self.findings, key=lambda f: (not f.stops, -len(f.images))):
             first = ", ".join(f.images[:3]) + (", ..." if len(f.images) > 3 else "")
             out += [f"{'REFUSED' if f.stops else 'warning':<8} {len(f.images):>5} x  {f.what}",
@@ -254,19 +273,20 @@ class Report:
         return "\n".join([*out, self._summary()])
 
     def _summary(self) -> str:
-        missing, refused = sum(not ok for ok, _ in self.lines), sum(f.stops for f in self.findings)
+        refused, kinds = sum(f.stops for f in self.findings), [ok for ok, _ in self.lines]
+        missing, without = kinds.count(False), kinds.count(None)
         said = [f"{missing} missing"] * bool(missing) + [f"{refused} kinds of fault refused"] * bool(refused)
-        return f"{len(self.lines) - missing} of {len(self.lines)} found" + (f", {', '.join(said)}" if said
-                                                                            else ": ready to run")
+        found = f"{kinds.count(True)} of {len(kinds)} found" + (f", {without} done without" if without else "")
+        return found + (f", {', '.join(said)}" if said else ": ready to run")
 
 # %% ../nbs/workshop/00d_check.ipynb #4f624a51
 def _splits(root: Path, splits: Sequence[str]) -> tuple[str, ...]:
     "The lists that are meant: by default train_aug, in a folder of one's own the train there is, and val."
     lists = root / "ImageSets" / "Segmentation"
-    own = (root / "classes.txt").is_file() and not (lists / "train_aug.txt").is_file()
+    own = _is_own(root) and not (lists / "train_aug.txt").is_file()
     return tuple(splits) or ("train" if own else "train_aug", "val")
 
-def _opened(root: Path, splits: Sequence[str], **options) -> tuple[list[VOCDataset], list[tuple[bool, str]]]:
+def _opened(root: Path, splits: Sequence[str], **options) -> tuple[list[VOCDataset], list[tuple[bool | None, str]]]:
     "The splits that can be opened, and a line for each that cannot."
     opened, report = [], []
     for split in splits:
@@ -275,7 +295,7 @@ def _opened(root: Path, splits: Sequence[str], **options) -> tuple[list[VOCDatas
         except InputError as error:
             text, known = str(error).rstrip("."), {"not found": "Split", "no image-level labels": "Annotation"}
             where = [source for words, source in known.items() if words in text]
-            own = not where or (root / "classes.txt").is_file()
+            own = not where or _is_own(root)
             report.append(_line(False, text, *where[:1] or ["Split"], own=own))
     return opened, report
 

@@ -32,7 +32,7 @@ from .report import write_report
 from .reproduce import (NotebookFailed, absolute_parameters, check_parameters, notebook_names,
                                  notebook_parameters, notebook_path, own_parameter, parameter_help, reproduce)
 from .splits import open_split
-from .tools import Check, Distil, Export, InitialWeights, Report, Saliency, Toy
+from .tools import Check, Distil, Export, Import, InitialWeights, Report, Saliency, Toy
 
 # %% ../nbs/workshop/17_cli.ipynb #ef37a331
 def _notebook_values(config: Config, preset_name: str) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def commands(args: list[str]) -> dict[str, Any]:  # name -> a command with its d
     kinds = {"train-classifier": TrainClassifier, "attention": Attention, "pseudo-labels": PseudoLabels,
              "train-segmenter": TrainSegmenter, "evaluate": Evaluate, "predict": Predict, "explain": Explain,
              "reproduce": Reproduce}
-    return {"check": Check(voc_root=tyro.MISSING), "toy": Toy(out=tyro.MISSING), "saliency": Saliency(),
-            "distil": Distil(), "initial-weights": InitialWeights(), "export": Export(),
+    return {"check": Check(voc_root=tyro.MISSING), "import": Import(), "toy": Toy(out=tyro.MISSING),
+            "saliency": Saliency(), "distil": Distil(), "initial-weights": InitialWeights(), "export": Export(),
             **{key: kind(config=config, preset=name, rule=rule) for key, kind in kinds.items()}, "report": Report()}
 
 # %% ../nbs/workshop/17_cli.ipynb #80f90fd0

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Split', 'open_split', 'Part', 'images_fingerprint', 'masks_fingerprint', 'saliency_fingerprint', 'mask_paths',
-           'has_masks', 'require_sound']
+           'has_masks', 'require_masks', 'require_sound']
 
 # %% ../nbs/workshop/12a_splits.ipynb #23dfab4d
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +155,16 @@ def has_masks(split: VOCDataset) -> bool:
     except InputError:
         return False
 
+def require_masks(split: VOCDataset) -> None:
+    "InputError where masks are asked for and there are none, or not all: one sentence, before anything is made."
+    paths = mask_paths(split)
+    have = sum(map(os.path.isfile, paths))
+    if not have:
+        raise InputError(f"Split {split.split!r} of {split.root} has no masks (none in {split.mask_folder}), so "
+                         "nothing can be measured on it, nor learned from true masks; "
+                         "train-segmenter and predict need none.")
+    masks_fingerprint(split)  # names the first that is missing
+
 # %% ../nbs/workshop/12a_splits.ipynb #15333b01
 def require_sound(
     split: VOCDataset,
@@ -162,6 +173,8 @@ def require_sound(
     saliency: str | None = None,  # and a map of this set
 ) -> None:
     "InputError for the first thing that headers, labels and lists tell against a split."
+    if masks:
+        require_masks(split)
     content = [images_fingerprint(split), masks and masks_fingerprint(split),
                saliency and saliency_fingerprint(split, saliency)]
     require_ready(split, masks=masks, saliency=saliency, content=json.dumps(content))

@@ -7,24 +7,21 @@ __all__ = ['Scene', 'SCENES', 'Drawing', 'WHICH', 'TOY_VERSION', 'noise', 'backg
            'draw_saliency', 'kinds_of', 'make_toy_voc']
 
 # %% ../nbs/workshop/02_toyvoc.ipynb #974acd58
-import dataclasses, hashlib, json, os, shutil
+import dataclasses, hashlib, json
 import xml.etree.ElementTree as ET
 from collections import namedtuple
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
-from filelock import FileLock
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from .data import InputError, cache_dir, write_mask
 from .formulas import formula_kinds
-from .options import short_cause
+from .storage import make_once
 from .toydrawings import COATS, PAINTS, SETS, Kind, Pen, pick, shade
 
 # %% ../nbs/workshop/02_toyvoc.ipynb #dc0eca29
@@ -310,35 +307,9 @@ def _draw_all(part: Path, which: str, counts: Mapping[str, int], seed: int, conf
                 (part/"ImageSets/Segmentation"/f"{file}.txt").write_text("\n".join(names) + "\n")
     (part/"classes.txt").write_text("\n".join(kinds_of(which)) + "\n")
 
-# %% ../nbs/workshop/02_toyvoc.ipynb #628a1ff4
+# %% ../nbs/workshop/02_toyvoc.ipynb #ab560c8b
 TOY_VERSION = 4
 
-def _holds(
-    root: Path,
-    arguments: str,  # what `make_toy_voc` was called with, as JSON
-) -> bool:
-    "Whether `root` holds the set drawn from these arguments; InputError when it holds something else."
-    file = root/"toyvoc.json"
-    if file.is_file() and file.read_text() == arguments:
-        return True
-    if not root.exists() or root.is_dir() and not any(root.iterdir()):
-        return False
-    raise InputError(f"{root} already holds something else; expected a new or empty folder, or this very set.")
-
-@contextmanager
-def _appearing(root: Path) -> Iterator[Path]:
-    "A hidden folder that becomes `root` if the block ends without an error and has put something there."
-    part = root.with_name(f".{root.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
-    try:
-        part.mkdir()
-        yield part
-        if any(part.iterdir()):
-            os.replace(part, root)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-# %% ../nbs/workshop/02_toyvoc.ipynb #ab560c8b
 def make_toy_voc(
     root: Path | None = None,  # folder to draw into; None: a folder under `cache_dir()`
     *,
@@ -359,17 +330,8 @@ def make_toy_voc(
     if root is None:
         digest = hashlib.sha256(arguments.encode()).hexdigest()[:12]
         root = cache_dir()/f"toyvoc-{which}-v{TOY_VERSION}-{digest}"
-    root = Path(root).expanduser().absolute()
-    if _holds(root, arguments):
-        return root
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=root.parent):  # where nothing can be written, the lock would be waited for
-            pass
-        with FileLock(root.with_name(f".{root.name}.lock")), _appearing(root) as part:
-            if not _holds(root, arguments):  # another process may have been faster
-                _draw_all(part, which, dict(train=train, val=val), seed, config)
-                (part/"toyvoc.json").write_text(arguments)
-    except OSError as error:
-        raise InputError(f"The drawn set cannot be written to {root}: {short_cause(error)}.") from error
-    return root
+
+    def draw(part: Path) -> None:
+        _draw_all(part, which, dict(train=train, val=val), seed, config)
+
+    return make_once(Path(root), "toyvoc.json", arguments, draw)
