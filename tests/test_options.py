@@ -36,7 +36,7 @@ evaluate --classifier.lr nan | classifier.lr is nan
 evaluate --classifier.lr inf | classifier.lr is inf
 evaluate --classifier.lr -1 | classifier.lr is -1.0; expected more than 0
 evaluate --classifier.weight-decay -1 | classifier.weight_decay is -1.0
-evaluate --classifier.steps 0 | classifier.steps is 0; expected at least 1
+evaluate --classifier.steps -1 | classifier.steps is -1; expected at least 0
 evaluate --classifier.batch-size 0 | classifier.batch_size is 0
 evaluate --classifier.crop-size 3 | classifier.crop_size is 3; expected a multiple of 8, the patch of vit_toy_patch8_96
 evaluate --classifier.crop-size 0 | classifier.crop_size is 0; expected at least 1

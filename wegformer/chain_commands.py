@@ -22,6 +22,7 @@ from .data import PICTURES, InputError, atomic_write, cache_dir, read_image, rea
 from .evaluation import evaluate, export_voc_server
 from .explain import ENDINGS, check_class_names, explain_figure
 from .figures import label_rgb
+from .finished import finished_classifier
 from .options import (WORKERS, absolute_paths, check_value, refuse_data_folder, refuse_overwrite,
                                require_ending, short_cause)
 from .pipeline import Chain, chain
@@ -84,7 +85,7 @@ class _ChainOptions:
 # %% ../nbs/workshop/16d_chain_commands.ipynb #7a100ee6
 @dataclass(frozen=True)
 class TrainClassifier(_ChainOptions):
-    "Train the ViT on image-level labels."
+    "Train the ViT on image-level labels; with --classifier.steps 0 it is used as it is, and measured."
 
     def __call__(self) -> int:
         folder, metrics = self.run(self.stages.classifier)
@@ -193,10 +194,22 @@ class Predict(_ChainOptions):
 class Explain(_ChainOptions):
     "Draw how a photograph is labelled: the photograph, a map per class, the erased map, the label."
     image: tyro.conf.Positional[Path | None] = None  # a photograph
-    classifier: Path | None = None  # model.safetensors of train-classifier; default: the chain's own
+    classifier: Path | None = None  # model.safetensors of train-classifier; default: the chain's, or a finished one
     classes: tuple[str, ...] = ()  # class names; default: those that the classifier finds
     saliency_map: Path | None = None  # its saliency map; default: none
     out: Path = Path("explain.png")
+
+    def _found(self) -> tuple[torch.nn.Module, tuple[str, ...]]:
+        "The classifier, and its classes with the background first."
+        if self.classifier is None and not self.config.classifier.steps:  # used as it is, by whatever it knows
+            check_fit(self.config)
+            model, names = finished_classifier(self.config.classifier)
+            return model, ("background", *names)
+        if self.classifier is None:  # what is unknown is said before a classifier is trained
+            check_class_names(self.classes, open_split(self.config.data, "train").classes)
+        path = self.classifier or self.folder(self.stages.classifier) / "model.safetensors"
+        model, _, names = load_classifier(path)
+        return model, names
 
     def __call__(self) -> int:
         if self.image is None:
@@ -207,10 +220,7 @@ class Explain(_ChainOptions):
         if self.saliency_map is not None:
             read_saliency(self.saliency_map, image.shape[-2:])
         refuse_overwrite([(self.out, self.image)], filter(None, (self.image, self.saliency_map, self.classifier)))
-        if self.classifier is None:  # what is unknown is said before a classifier is trained
-            check_class_names(self.classes, open_split(self.config.data, "train").classes)
-        path = self.classifier or self.folder(self.stages.classifier) / "model.safetensors"
-        model, _, names = load_classifier(path)
+        model, names = self._found()
         model.to(default_device())
         fig, found = explain_figure(model, image, names, self.config, self.classes, self.saliency_map)
         with atomic_write(self.out) as handle:

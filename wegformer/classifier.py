@@ -9,7 +9,7 @@ __all__ = ['mean_std', 'normalize', 'patch_size', 'size_of_whole_patches', 'resi
            'check_blocks', 'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
-import copy, difflib, json, sys
+import copy, difflib, json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -30,6 +30,7 @@ from torchvision.transforms.v2 import functional as F
 
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
+from .checkpoints import load_checkpoint, set_eps
 from .data import InputError, VOCDataset, atomic_write, without_nan
 from .processes import is_main, mine, progress_bar, whole
 from .options import ASCENDING, PATH, Rule, at_least, between, check_fields, more_than, one_of, short_cause
@@ -121,8 +122,10 @@ class ClassifierConfig:
     model: str = "deit_base_patch16_224.fb_in1k"  # a timm ViT with a class token, or a CNN
     pretrained: bool = True  # start from timm's weights
     weights: Annotated[str | None, PATH] = None  # start from this checkpoint instead
+    # with steps=0: a text that names the classes of its logits, one a line; default: what stands with the weights
+    classes: Annotated[str | None, PATH] = None
     output_stride: int | None = None  # CNN: pixels per cell of its features; None: as the model has it
-    steps: int = 6614  # optimiser steps; 10 epochs of train_aug (10,582 images) at batch 16
+    steps: int = 6614  # optimiser steps; 10 epochs of train_aug (10,582 images) at batch 16; 0: use it as it is
     batch_size: int = 16  # images (paper)
     lr: float = 5e-5  # AdamW (MECPformer)
     weight_decay: float = 5e-4  # MECPformer's; the paper gives it for the segmentation network only
@@ -137,7 +140,8 @@ class ClassifierConfig:
 
     def __post_init__(self):
         check_fields(self, "classifier.", {
-            "steps batch_size crop_size resize eval_long_side eval_every output_stride": at_least(1),
+            "batch_size crop_size resize eval_long_side eval_every output_stride": at_least(1),
+            "steps": at_least(0),
             "lr": more_than(0), "weight_decay jitter": at_least(0), "flip": between(0, 1), "resize": ASCENDING,
             "schedule": one_of(SCHEDULES), "jitter": Rule(lambda j: j[3] <= 0.5, "a hue of at most 0.5", whole=True)})
 
@@ -187,6 +191,18 @@ class ClassificationSet(Dataset):
         return self.transform(self.voc.image(i)), self.voc.labels(i)
 
 # %% ../nbs/method/01_classifier.ipynb #f41a4edc
+def _save(model: nn.Module, config: ClassifierConfig, train: VOCDataset, out: Path, history: list[dict]) -> list[dict]:
+    "Write model.safetensors and history.json; the history."
+    if is_main():
+        its_own = dict(norm_eps=model.norm_eps) if hasattr(model, "norm_eps") else {}
+        config = replace(config, weights=None, classes=None)
+        save_weights(model, Path(out) / "model.safetensors", config=json.dumps(asdict(config)),
+                     classes=json.dumps(train.classes), **its_own)
+        with atomic_write(Path(out) / "history.json", "w") as handle:
+            json.dump(history, handle, indent=1)
+    return history
+
+# %% ../nbs/method/01_classifier.ipynb #68a89ec6
 def train_classifier(
     model: nn.Module,
     config: ClassifierConfig,
@@ -200,7 +216,7 @@ def train_classifier(
     loss: Callable = label_loss,  # (learner, batch) -> scalar
     learner: nn.Module | None = None,  # what is trained where the loss needs more than the model, which is a part of it
 ) -> list[dict]:  # rows of step, loss; of step, mAP, AP of each class
-    "Train on image labels; goes on from a checkpoint in `out`."
+    "Train on image labels; goes on from a checkpoint in `out`. Without a step to take, the model is only measured."
     learner = model if learner is None else learner
 
     def evaluate(_) -> dict:
@@ -208,6 +224,9 @@ def train_classifier(
         ap = average_precision(predict_logits(model, val, config.eval_long_side), truth)
         return dict(mAP=ap.nanmean().item(), AP=without_nan(dict(zip(val.classes[1:], ap.tolist()))))
 
+    if not config.steps:
+        history = [] if val is None else [dict(step=0, **evaluate(model.to(device or default_device()).eval()))]
+        return _save(model, config, train, out, history)
     learnt = [p for p in learner.parameters() if p.requires_grad]
     history = fit(
         learner, loss, torch.optim.AdamW(learnt, lr=config.lr, weight_decay=config.weight_decay, fused=True),
@@ -216,12 +235,7 @@ def train_classifier(
         precision=resolve_precision(config.precision), device=device or default_device(), workers=workers,
         desc="classifier", evaluate=None if val is None else evaluate,
         evaluate_every=config.eval_every or max(1, len(train) // config.batch_size))
-    if is_main():
-        save_weights(model, Path(out) / "model.safetensors", config=json.dumps(asdict(replace(config, weights=None))),
-                     classes=json.dumps(train.classes))
-        with atomic_write(Path(out) / "history.json", "w") as handle:
-            json.dump(history, handle, indent=1)
-    return history
+    return _save(model, config, train, out, history)
 
 # %% ../nbs/method/01_classifier.ipynb #ae8582f3
 @torch.no_grad()
@@ -276,31 +290,22 @@ def _create(model: str, output_stride: int | None, **options) -> nn.Module:
     try:
         return timm.create_model(model, output_stride=output_stride, **options)  # timm leaves out what is None
     except (TypeError, AssertionError) as error:
+        if ":" in model:  # a folder or a hub, whose description of the network is no description
+            raise
         raise InputError(f"Model {model!r} cannot be made with output_stride={output_stride}; expected None, "
                          "or 8, 16 or 32 where the model has the option.") from error
-
-# %% ../nbs/method/01_classifier.ipynb #e6213efa
-def _adapt(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
-    "A foreign checkpoint in the names and sizes of `net`."
-    counts = {name: count for name, count in net.state_dict().items() if name.endswith("num_batches_tracked")}
-    translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", lambda state, net: state)
-    try:
-        return counts | translate(state, net)
-    except Exception:  # it met another network's file: `load_weights` will name the first difference
-        return state
-
-def _heads(net: nn.Module) -> list[str]:
-    "The name prefixes of the classifier's layers, whose sizes depend on the number of classes."
-    heads = net.get_classifier()
-    heads = heads if isinstance(heads, tuple) else (heads,)
-    return [f"{name}." for name, module in net.named_modules() if any(module is head for head in heads)]
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e24
 _EXPECTED = "expected a timm ViT with a class token, or a CNN with a linear head behind the average of its features"
 
+_SOURCES = ("hf-hub", "local-dir")  # of a name's beginning: timm reads the network from there
+
 def _check_name(model: str) -> None:
     "InputError when timm has no such model, with names that are near."
-    if not timm.is_model(model):
+    source, _, place = model.partition(":")
+    if source == "local-dir" and not (Path(place) / "config.json").is_file():
+        raise InputError(f"Model {model!r} has no config.json; expected a folder as timm's save_for_hf writes it.")
+    if source not in _SOURCES and not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models() + timm.list_pretrained(), n=3)
         raise InputError(f"Model {model!r} is not known to timm {timm.__version__}; "
                          f"expected one such as: {', '.join(near) or 'deit_base_patch16_224'}.")
@@ -311,21 +316,25 @@ def create_classifier(
     pretrained: bool = True,  # timm's weights (downloaded once)
     weights: Path | None = None,  # a local checkpoint in their place; a head of another number of classes is left out
     output_stride: int | None = None,  # CNN: pixels per cell of its features; None: as the model has it
+    finished: bool = False,  # the checkpoint's head is wanted, too
 ) -> nn.Module:
     "A multi-label classifier for inputs of any size; InputError when it is unfit or its weights cannot be had."
     _check_name(model)
     try:
         classes = {} if num_classes is None else dict(num_classes=num_classes)
         net = _create(model, output_stride, pretrained=pretrained and weights is None, **classes).eval()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        of = "The pretrained weights of" if pretrained and weights is None else "Model"
         cause = f"{type(error).__name__}: {short_cause(error)}"
-        raise InputError(f"The pretrained weights of {model!r} could not be loaded ({cause}). "
+        raise InputError(f"{of} {model!r} could not be loaded ({cause}). "
                          "Offline? Download the model's model.safetensors on another machine and pass weights=PATH, "
                          "or start from random weights with pretrained=False.") from error
     if fault := _fault(net, output_stride):
         raise InputError(f"Model {model!r} cannot be used: {fault}; {_EXPECTED}.")
     if weights is not None:
-        load_weights(net, weights, skip=_heads(net) if classes else (), prepare=_adapt)
+        load_checkpoint(net, weights, model, head=finished or not classes)
     return net
 
 # %% ../nbs/method/01_classifier.ipynb #79191342
@@ -335,6 +344,9 @@ def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its number o
     try:
         with torch.device("meta"):
             net = timm.create_model(model)
+    except (OSError, ValueError, TypeError, KeyError) as error:  # a name with a source, which is not there
+        raise InputError(f"Model {model!r} could not be made "
+                         f"({type(error).__name__}: {short_cause(error)}).") from error
     except (RuntimeError, NotImplementedError):  # it computes something when it is made
         return 1, 0
     return patch_size(net), len(net.blocks) if isinstance(net, VisionTransformer) else 0
@@ -371,8 +383,11 @@ def load_classifier(
             header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in header["config"].items()}
         config, classes = ClassifierConfig(**fields), tuple(header["classes"])
+        eps = None if "norm_eps" not in header else float(header["norm_eps"])
     except Exception as error:
         raise InputError(f"Weights {path} are not of a classifier that this package trained "
                          f"({type(error).__name__}: {short_cause(error)}).") from error
     model = create_classifier(config.model, len(classes) - 1, pretrained=False, output_stride=config.output_stride)
+    if eps is not None:
+        set_eps(model, eps)
     return load_weights(model, path).eval(), config, classes

@@ -22,6 +22,7 @@ from .attention import AttentionConfig
 from .classifier import ClassifierConfig, check_blocks, check_crop
 from .data import InputError
 from .deeplab import check_backbone
+from .finished import check_finished
 from .options import NAMED_PATH, PATH, SEED, UNIQUE, at_least, between, check_fields, split_named
 from .pseudo_labels import LabelRule
 from .segmentation import RECIPES, SegmenterConfig
@@ -238,7 +239,9 @@ def _require_readable(weights: str, holds: str) -> None:
 
 def check_fit(config: Config) -> None:
     "InputError where values do not go together, or a model is not known."
-    check_crop(config.classifier.model, config.classifier.crop_size)
+    check_finished(config.classifier)
+    if config.classifier.steps:  # else nothing is cropped
+        check_crop(config.classifier.model, config.classifier.crop_size)
     check_blocks(config.classifier.model, (*config.attention.blocks, config.attention.start_block))
     check_backbone(config.segmenter.backbone)
     for weights in filter(None, (config.classifier.weights, config.segmenter.weights)):

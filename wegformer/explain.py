@@ -6,6 +6,7 @@
 __all__ = ['ENDINGS', 'check_class_names', 'explain_figure']
 
 # %% ../nbs/workshop/16a_explain.ipynb #9ca526b3
+import difflib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,10 @@ def check_class_names(
 ) -> None:
     "InputError for a name that is no class."
     if unknown := sorted(set(classes) - set(names[1:])):
-        raise InputError(f"classes names the unknown class {unknown[0]!r}; expected some of: {', '.join(names[1:])}.")
+        known = names[1:] if len(names) < 50 else difflib.get_close_matches(unknown[0], names[1:], 5, 0.3) or names[1:6]
+        raise InputError(f"classes names the unknown class {unknown[0]!r}; expected some of: {', '.join(known)}.")
+
+_MOST = 8  # classes that are explained unasked: of a thousand, a hundred may be above 0
 
 def _class_names(
     model: torch.nn.Module,  # a classifier
@@ -40,11 +44,12 @@ def _class_names(
     names: Sequence[str],  # the classifier's classes, the background first
     config: Config,
 ) -> tuple[str, ...]:
-    "The classes that a classifier finds in a photograph."
+    "The classes that a classifier finds in a photograph, at most those of the eight highest logits."
     x = normalize(resize_to_patches(image, config.attention.long_side, patch_size(model)), model)[None]
     with torch.inference_mode():
         logits = model(x.to(next(model.parameters()).device))[0].cpu()
-    found = tuple(names[1 + k] for k in range(len(logits)) if logits[k] > 0)
+    best = sorted(logits.topk(min(_MOST, len(logits))).indices.tolist())
+    found = tuple(names[1 + k] for k in best if logits[k] > 0)
     return found or (names[1 + int(logits.argmax())],)
 
 # %% ../nbs/workshop/16a_explain.ipynb #f867c192
@@ -64,6 +69,8 @@ def explain_figure(
     classes = classes or _class_names(model, image, names, config)
     ids = torch.tensor(sorted({names.index(c) for c in classes}))
     maps, rule = attention_maps(model, image, ids, config.attention).cpu(), config.labels.rule  # (C, H, W)
+    if len(names) > 255:  # a mask has no more indices: the classes that are shown are counted
+        names, ids = (names[0], *(names[k] for k in ids)), torch.arange(1, 1 + len(ids))
     erased = soft_erase(maps, rule.erase_rate, rule.renormalize) if rule.erase_rate else maps
     saliency = None if saliency_map is None else read_saliency(saliency_map, image.shape[-2:])
     label = pseudo_label(maps, ids, saliency, rule)

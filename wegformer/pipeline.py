@@ -23,10 +23,12 @@ from .crf import CRFParams
 from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
 from .explainable import check_explainable
+from .finished import finished_classifier, pick_classes
 from .map_files import read_attention, write_attention_maps
 from .map_measures import MapScore, measure_maps, summary
 from .masks import is_mask, read_note
-from .pretraining import initial_stages, segmenter_start, training_fields, weights_fingerprint
+from .pretraining import (classes_fingerprint, initial_stages, segmenter_start, training_fields,
+                                   weights_fingerprint)
 from .processes import is_main, mine, progress_bar, share, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats
 from .segmentation import SegmenterConfig, load_segmenter, predict, predict_dataset, train_segmenter
@@ -74,19 +76,23 @@ def chain(
 
 # %% ../nbs/method/10_chain.ipynb #a2d89051
 def classifier_stage(config: Config, train: VOCDataset, val: VOCDataset, workers: int = 0) -> Stage:
-    "Trains the classifier on image labels: model.safetensors, history.json."
+    "Trains the classifier on image labels, or takes it as it is: model.safetensors, history.json."
     recipe = resolved(config.classifier)
 
     def identity() -> dict:
         require_sound(train), require_sound(val)
-        return dict(recipe=training_fields(recipe), seed=config.seed, images=images_fingerprint(train),
+        names = {} if recipe.steps else dict(classes=classes_fingerprint(recipe), order=train.classes)
+        return names | dict(recipe=training_fields(recipe), seed=config.seed, images=images_fingerprint(train),
                     val=images_fingerprint(val),
                     initial=weights_fingerprint(recipe.pretrained, recipe.weights, recipe.model))
 
     def make(out: Path, needs: dict) -> dict:
         torch.manual_seed(config.seed)
-        model = create_classifier(recipe.model, train.num_classes, recipe.pretrained, recipe.weights,
-                                  recipe.output_stride)
+        if recipe.steps:
+            model = create_classifier(recipe.model, train.num_classes, recipe.pretrained, recipe.weights,
+                                      recipe.output_stride)
+        else:
+            model = pick_classes(*finished_classifier(recipe), train.classes[1:])
         history = train_classifier(model, recipe, train, out, val=val, seed=config.seed, workers=workers)
         last = [row for row in history if "mAP" in row][-1]
         return dict(mAP=last["mAP"], AP=last.get("AP"))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'StepBatches', 'poly', 'cosine', 'constant', 'default_device', 'resolve_precision', 'autocast',
-           'save_weights', 'read_state', 'load_weights', 'fit']
+           'save_weights', 'read_file', 'read_state', 'load_state', 'load_weights', 'fit']
 
 # %% ../nbs/workshop/04_training.ipynb #314cbee7
+import argparse
 import json
 import math
 import pickle
@@ -162,59 +163,82 @@ def _what_is_wrong(error: Exception) -> str:
         return f"it holds {found[1]}, which is no tensor" if found else "it is no file of PyTorch's"
     return short_cause(error) if str(error) else "it is cut short"
 
-def read_state(
+def read_file(
     path: Path,  # .safetensors, .pt, .pth or .bin
-) -> dict[str, torch.Tensor]:
-    "A checkpoint's tensors; the usual wrappers (model, state_dict) are opened. InputError when it is none."
+) -> dict:  # tensors by name, perhaps in dictionaries in it, and whatever else was saved with them
+    "What a checkpoint holds, unopened; nothing in it is run. InputError when it is none."
     path = Path(path)
     if not path.is_file():
         raise InputError(f"Weights {path} {'are a folder; expected a file' if path.is_dir() else 'do not exist'}.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # of a pickle that another program wrote
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
-        for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state.get(key), dict) else state
-        state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
-        if not state:
-            raise TypeError("it holds no tensors by name")
-        return state
+        # a script's options are the one thing beside tensors and plain values that many files hold
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict):
+            raise TypeError(f"it holds a {type(saved).__name__}, not tensors by name")
+        return saved
     except Exception as error:
         raise InputError(f"Weights {path} cannot be read as tensors: {_what_is_wrong(error)}.") from error
+
+# %% ../nbs/workshop/04_training.ipynb #04186407
+def read_state(
+    path: Path,  # .safetensors, .pt, .pth or .bin
+) -> dict[str, torch.Tensor]:
+    "A checkpoint's tensors; the usual wrappers (model, state_dict) are opened. InputError when it is none."
+    state = read_file(path)
+    for key in ("state_dict", "model"):
+        state = state[key] if isinstance(state.get(key), dict) else state
+    state = {str(key).removeprefix("module."): t for key, t in state.items() if isinstance(t, torch.Tensor)}
+    if not state:
+        raise InputError(f"Weights {path} cannot be read as tensors: it holds no tensors by name.")
+    return state
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e22
 def _difference(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], skip: tuple[str, ...]) -> str | None:
     "The first difference between a checkpoint and a model's own tensors, in words."
     for name in own:
         if name not in state and not (skip and name.startswith(skip)):
-            return f"it has no {name!r}"
+            return f"it has no {name!r}, its first name is {next(iter(state), None)!r}"
     for name in state:
         if name in own and own[name].shape != state[name].shape:
             return f"{name!r} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        if name in own and own[name].is_floating_point() != state[name].is_floating_point():
+            return f"{name!r} is {state[name].dtype}, expected {own[name].dtype}"
     for name in state:
         if name not in own:
             return f"it holds {name!r}, which the model has not"
 
-def load_weights(
+# %% ../nbs/workshop/04_training.ipynb #75e113eb
+def load_state(
     model: nn.Module,
-    path: Path,  # a checkpoint
+    state: dict[str, torch.Tensor],  # in the model's names
+    path: Path,  # of the file that it comes from
     skip: Sequence[str] = (),  # name prefixes that may be absent or of another shape: they stay as they are
-    prepare: Callable[[dict, nn.Module], dict] | None = None,  # adapts foreign names and sizes
 ) -> nn.Module:
-    "Load a checkpoint into `model`, all of it; InputError that names the first difference."
-    state, own, skip = read_state(path), model.state_dict(), tuple(skip)
-    if prepare is not None:
-        state = prepare(state, model)
+    "Put tensors into `model`, all of them; InputError that names the first difference."
+    own, skip = model.state_dict(), tuple(skip)
     if skip:
         state = {name: t for name, t in state.items()
                  if not name.startswith(skip) or name in own and own[name].shape == t.shape}
     if detail := _difference(state, own, skip):
         raise InputError(f"Weights {path} belong to another model than {type(model).__name__}: {detail}.")
-    model.load_state_dict(state, strict=False)
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a tensor without values, or of another layout
+        raise InputError(f"Weights {path} cannot be read as tensors: {short_cause(error)}.") from error
     return model
+
+def load_weights(
+    model: nn.Module,
+    path: Path,  # a checkpoint
+    skip: Sequence[str] = (),  # as in `load_state`
+    prepare: Callable[[dict, nn.Module], dict] | None = None,  # adapts foreign names and sizes
+) -> nn.Module:
+    "Load a checkpoint into `model`, all of it; InputError that names the first difference."
+    state = read_state(path)
+    return load_state(model, state if prepare is None else prepare(state, model), path, skip)
 
 # %% ../nbs/workshop/04_training.ipynb #b4a55e04
 def _loader(dataset, batches: StepBatches, workers: int, desc: str, accelerator: Accelerator) -> Iterator[tuple]:
