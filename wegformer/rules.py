@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['divide', 'linear_rule', 'norm_rule', 'add_rule', 'fork_rule', 'matmul_rule', 'record_block', 'block_rule',
-           'record_forward', 'propagate', 'class_attention', 'check_options', 'dtd_maps_plain']
+           'head_rule', 'record_forward', 'propagate', 'class_attention', 'check_options', 'dtd_maps_plain']
 
 # %% ../nbs/method/02_rules.ipynb #58f7a4f7
 from functools import partial
@@ -129,6 +129,18 @@ def block_rule(
     R_n1 = linear_rule(t.n1, attn.qkv.weight, R_qkv)
     return fork_rule(t.x, R_x + norm_rule(block.norm1, t.x, R_n1)), R_M
 
+def head_rule(
+    model: nn.Module,  # timm ViT
+    y: torch.Tensor,  # (N, D) output of the last block
+    z: torch.Tensor,  # (head_tokens*D,) what the head read
+    R_logits: torch.Tensor,  # (classes,)
+) -> torch.Tensor:  # (N, D)
+    "Relevance through the head and the last norm, from the logits to the last block's output."
+    R, n = torch.zeros_like(y), head_tokens(model)
+    R_z = fork_rule(z, linear_rule(z, head_layer(model).weight, R_logits)).view(n, -1)
+    R[:n] = norm_rule(model.norm, y[:n], R_z)  # into the class token's row; fc_norm passes
+    return R
+
 # %% ../nbs/method/02_rules.ipynb #643c0eba
 def record_forward(
     model: nn.Module,  # timm ViT
@@ -152,10 +164,7 @@ def propagate(
     down_to: int = 0,  # the lowest block to walk through
 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:  # R^b (h, N, N) by block; R of the lowest input (N, D)
     "Relevance from the logits down through the blocks."
-    R_z = linear_rule(z, head_layer(model).weight, R_logits)
-    R_M, R, n = {}, torch.zeros_like(records[-1].y), head_tokens(model)  # (N, D)
-    R_z = fork_rule(z, R_z).view(n, -1)
-    R[:n] = norm_rule(model.norm, records[-1].y[:n], R_z)  # into the class token's row; fc_norm passes
+    R_M, R = {}, head_rule(model, records[-1].y, z, R_logits)
     for b in reversed(range(down_to, len(records))):
         R, R_M[b] = block_rule(model.blocks[b], records[b], R)
     return R_M, R

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from .config import Config
 from .pipeline import chain
 from .pools import fresh_pool
-from .processes import launched, shard
-from .stages import device_name, recorded_as, run
+from .processes import share
+from .stages import device_name, is_done, recorded_as, run
 from .training import default_device
 
 # %% ../nbs/workshop/13b_side_by_side.ipynb #5b5d0005
@@ -43,7 +43,7 @@ def _missing(configs: Sequence[Config], cache: Path, workers: int, log: Callable
     for config in configs:
         with suppress(Exception):
             stages = chain(config, workers)
-            if not (stages.evaluation.folder(cache) / "done.json").is_file():
+            if not is_done(stages.evaluation.folder(cache)):
                 run(stages.labels, cache, log)
                 found[stages.evaluation.key] = config
     return list(found.values())
@@ -56,15 +56,15 @@ def side_by_side(
 ) -> None:
     "Train and measure the networks of several configurations at once, where that is faster; errors are not raised."
     threads = torch.get_num_threads()
-    if threads == 1 or len(configs) < 2 or default_device().type != "cpu" or launched() > 1 or shard() is not None:
+    if threads == 1 or len(configs) < 2 or default_device().type != "cpu" or share()[1] > 1:
         return
     missing = _missing(configs, cache, workers, log)
     if len(missing) < 2:
         return
     at_once = min(threads, len(missing))
-    pool = fresh_pool(at_once, [__name__], _begin, (threads // at_once,))
+    pool, device = fresh_pool(at_once, [__name__], _begin, (threads // at_once,)), device_name()
     try:
-        tasks = [pool.submit(_finish, config, cache, workers, device_name()) for config in missing]
+        tasks = [pool.submit(_finish, config, cache, workers, device) for config in missing]
         for task in tqdm(as_completed(tasks), f"networks, {at_once} at a time", len(tasks)):
             with suppress(Exception):
                 for line in task.result():

@@ -62,6 +62,15 @@ def atomic_write(
 
 # %% ../nbs/workshop/00a_storage.ipynb #cb59adbc
 _DAY = 86400  # seconds
+_EXITING = 4  # PF_EXITING in the kernel's sources
+
+def _is_ending(process: str) -> bool:
+    "Whether Linux has begun to end a process, or waits for its parent to take notice; elsewhere nobody can tell."
+    try:
+        state, *_, flags = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:7]
+    except (OSError, ValueError):
+        return False
+    return state in "ZX" or bool(int(flags) & _EXITING)
 
 def is_running(
     process: str,  # its number
@@ -72,8 +81,8 @@ def is_running(
     except ProcessLookupError:
         return False
     except OSError:  # another user's
-        return True
-    return True
+        pass
+    return not _is_ending(process)
 
 def _abandoned(path: Path) -> bool:
     "Whether nobody writes a temporary file any more: its process is gone; on another machine, it is a day old."

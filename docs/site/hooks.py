@@ -17,6 +17,7 @@ SERVED = (  # what the site serves of them
     ("iframe-worker/shim", ("index.js",)),
 )
 ALONE = ("README.md", "nbs/index.md", "docs/glossary.md")  # pages that are no part of a section
+RESULTS = ("nbs/tables", "nbs/figures", "nbs/extras")  # rooms under one entry of the navigation
 LIVE = pages.ROOT / "web/dist"
 texts: dict[str, str] = {}  # of the last build, by the site's names
 
@@ -69,8 +70,7 @@ def _navigation(books: dict, rooms: list[str], modules: list[str]) -> list:
         inside = [{b.short: site_name(p)} for p, b in books.items() if pages.room(p) == folder]
         return [f"{folder}/index.md", *inside]
 
-    plain = [{pages.ROOMS[f][0]: entries(f)} for f in rooms if f not in ("nbs/tables", "nbs/figures", "nbs/extras")]
-    shown = [{pages.ROOMS[f][0]: entries(f)} for f in rooms if f in ("nbs/tables", "nbs/figures", "nbs/extras")]
+    plain, shown = ([{pages.ROOMS[f][0]: entries(f)} for f in rooms if (f in RESULTS) == own] for own in (False, True))
     guides = [place for place in pages.guides() if place.startswith("docs/")]
     guides = [place for place in guides if place not in ("docs/results.md", "docs/glossary.md")]
     return [

@@ -177,11 +177,16 @@ const brush = new Brush(
 function setSaliency(saliency: Uint8Array | null): void {
   if (scene === null) return;
   scene.saliency = saliency;
-  const { detector } = scene;
+  drawSources(scene);
+  redraw();
+}
+
+/** Buttons and words that say which map is in use. */
+function drawSources({ saliency, detector, picture }: Scene): void {
   const empty = saliency?.every((value) => value === 0) ?? false;
   const sources: [string, boolean, () => void][] = [
     ["none", saliency === null, () => setSaliency(null)],
-    ["empty map", empty, () => setSaliency(new Uint8Array(scene!.picture.data.length / 4))],
+    ["empty map", empty, () => setSaliency(new Uint8Array(picture.data.length / 4))],
   ];
   if (detector !== null) sources.unshift(["detector's map", saliency === detector, () => setSaliency(detector)]);
   const place = get("sources");
@@ -200,7 +205,6 @@ function setSaliency(saliency: Uint8Array | null): void {
   else if (saliency === detector) said = "Bright: what stands out, as a detector sees it that misses things and borders.";
   else if (empty) said = "The map is empty: nothing stands out, so that all is background.";
   get("saliency-said").textContent = said;
-  redraw();
 }
 
 // ---- pictures ----
@@ -225,7 +229,7 @@ async function open(
     const present = new Set(classes ?? guessed);
     const shown = likely.find((id) => present.has(id)) ?? likely[0];
     scene = { picture, found, present, shown, detector: saliency, saliency };
-    setSaliency(saliency);
+    drawSources(scene);
     drawAll(scene);
     const { duration } = performance.measure("map", { start: ready });
     performance.measure("picture", { start });

@@ -166,7 +166,7 @@ def bars(
 ) -> np.ndarray:  # (H, width, 3) uint8
     "Lying bars with their names and values."
     numbers = [float(v) for v in values.values()]
-    low, high = limits or (min(0.0, *numbers), max(0.0, *numbers)) if len(numbers) > 1 else (limits or (0, 1))
+    low, high = limits or ((0, 1) if len(numbers) == 1 else (min(0.0, *numbers), max(0.0, *numbers)))
     names = [fitted(name, width / 2.6) for name in values]
     left = max(map(font().getlength, names)) + 10
     right = width - 12 - max(font().getlength(f"{v:.{digits}f}") for v in numbers)

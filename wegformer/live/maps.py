@@ -16,19 +16,18 @@ import torch
 from ..attention import min_max
 from ..classifier import normalize
 from ..data import IGNORE, InputError
-from ..figures import CLASS_COLOURS, label_rgb
+from ..figures import CLASS_COLOURS
 from ..heatmaps import METHODS
 from .canvas import GAP, PANEL, TEXT, bars, below, beside, heat, panel, pixels, plot
 from .figure import Choice, Drawn, Knob, LiveFigure, Slider, Switch, Target
-from .labels import height_of
+from .labels import height_of, picture_knob, truth_rgb
 from .samples import Album
 from ..relevance import dtd_maps
-from ..rules import block_rule, class_attention, record_forward
-from ..rules import fork_rule, linear_rule, norm_rule
-from ..vit import head_layer, head_tokens
+from ..rules import block_rule, class_attention, head_rule, record_forward
+from ..vit import head_tokens
 
 # %% ../../nbs/workshop/16ad_live_maps.ipynb #c6dc6b8f
-_METHODS = {method.title: partial(method.function) for method in METHODS.values()}
+_METHODS = {method.title: method.function for method in METHODS.values()}
 _METHODS = {"DTD": _METHODS.pop("DTD"), "DTD, all blocks": partial(dtd_maps, start_block=0)} | _METHODS
 
 def ask(
@@ -60,7 +59,7 @@ _OWN = ("its first class", "its second class")
 
 def picture_knobs(album: Album) -> dict[str, Knob]:
     "The picture and the class: one of its own, or any that the classifier knows."
-    return {"picture": Choice("picture", next(iter(album.samples)), tuple(album.samples)),
+    return {"picture": picture_knob(album),
             "class_name": Choice("class", _OWN[0], (*_OWN, *album.names[1:]))}
 
 def class_of(album: Album, picture: str, class_name: str) -> int:
@@ -99,7 +98,7 @@ def method_figure(album: Album) -> LiveFigure:
         image, height = sample.image, height_of(sample.image)
         whole = enlarged(ask(album, picture, c, method), image.shape[1:])
         marked, name = whole >= threshold, album.names[c]
-        first = beside(panel(pixels(image) if sample.mask is None else label_rgb(sample.mask, image), "picture",
+        first = beside(panel(truth_rgb(sample), "picture",
                              height=height),
                        panel(heat(whole, image), f"{name}: {method}", height=height),
                        panel(mistakes_rgb(marked, sample.mask, c, image), f"{name} from {threshold:.2f} on",
@@ -142,7 +141,7 @@ def attention_figure(album: Album) -> LiveFigure:
     "A patch's attention in each head and block."
     blocks, heads = len(album.model.blocks), album.model.blocks[0].attn.num_heads
     shown = sorted({round(k * (blocks - 1) / 3) for k in range(4)})
-    knobs = {k: v for k, v in picture_knobs(album).items() if k == "picture"} | place_knobs() | {
+    knobs = {"picture": picture_knob(album)} | place_knobs() | {
         "block": Slider("block", blocks, 1, blocks, 1), "token": Switch("ask the class token", False)}
 
     def draw(picture, across, down, block, token):
@@ -211,9 +210,7 @@ def _walk(album: Album, picture: str, class_id: int, seed: str):
     with torch.no_grad():
         first = torch.zeros_like(logits)
         first[class_id - 1] = 1.0 if seed == "1" else logits[class_id - 1]
-        R, n, sums, found = torch.zeros_like(records[-1].y), head_tokens(model), [float(first.sum())], []
-        R_z = fork_rule(z, linear_rule(z, head_layer(model).weight, first)).view(n, -1)
-        R[:n] = norm_rule(model.norm, records[-1].y[:n], R_z)
+        R, sums, found = head_rule(model, records[-1].y, z, first), [float(first.sum())], []
         for block, t, g in reversed(list(zip(model.blocks, records, G))):
             R, R_M = block_rule(block, t, R)
             sums.append(float(R.sum()))
@@ -265,7 +262,7 @@ def start_block_figure(album: Album) -> LiveFigure:
         height, image = height_of(sample.image), sample.image
         maps = album.kept((picture, "starts", c), lambda: min_max(album.grid(picture, c, walk, "every start")))
         whole = enlarged(maps[start - 1], image.shape[1:])
-        parts = [panel(pixels(image) if sample.mask is None else label_rgb(sample.mask, image), "picture",
+        parts = [panel(truth_rgb(sample), "picture",
                        height=height), panel(heat(whole, image), f"blocks {start} to {blocks}", height=height)]
         if sample.mask is None:
             return Drawn(beside(*parts), f"{album.names[c]}, blocks {start} to {blocks}.")
