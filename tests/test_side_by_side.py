@@ -43,6 +43,17 @@ def test_as_one_after_the_other(two_threads, tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def test_what_lacks_least_begins_first(two_threads, tmp_path, monkeypatch):
+    first, last = configs(1, 2)
+    with_maps = override(first, {"labels.source": "wegformer"})
+    begun, original = [], room.run
+    monkeypatch.setattr(room, "run", lambda stage, *rest: begun.append(stage.key) or original(stage, *rest))
+    run(chain(last).labels, tmp_path, lambda _: None)
+    room.side_by_side([with_maps, first, last], tmp_path, log=lambda _: None)
+    assert begun == [chain(config).labels.key for config in (last, first, with_maps)]
+    assert len(list(tmp_path.glob("evaluation-*/done.json"))) == 3
+
+
 def test_a_wrong_one_leaves_the_others(two_threads, tmp_path):
     wrong = override(BASE, {"labels.saliency": "nobody's"})
     late = override(BASE, {"segmenter.weights": str(tmp_path / "weights.pt")})  # its labels can be made

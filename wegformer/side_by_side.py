@@ -20,7 +20,7 @@ from .config import Config
 from .pipeline import chain
 from .pools import fresh_pool
 from .processes import share
-from .stages import device_name, is_done, recorded_as, run
+from .stages import Stage, device_name, is_done, recorded_as, run
 from .training import default_device
 
 # %% ../nbs/workshop/13b_side_by_side.ipynb #5b5d0005
@@ -37,16 +37,19 @@ def _finish(config: Config, cache: Path, workers: int, device: str) -> list[str]
     return said
 
 # %% ../nbs/workshop/13b_side_by_side.ipynb #5b5d0008
-def _missing(configs: Sequence[Config], cache: Path, workers: int, log: Callable) -> list[Config]:
-    "Those whose network is not measured yet, each once, their labels made."
+def _lacking(stage: Stage, cache: Path) -> int:
+    "How many stages are to be made before this one is finished, itself included."
+    return 0 if is_done(stage.folder(cache)) else 1 + sum(_lacking(need, cache) for need in stage.needs.values())
+
+def _missing(configs: Sequence[Config], cache: Path, workers: int) -> list[Config]:
+    "Those whose network is not measured yet, each once; first those that lack least."
     found = {}
     for config in configs:
         with suppress(Exception):
             stages = chain(config, workers)
-            if not is_done(stages.evaluation.folder(cache)):
-                run(stages.labels, cache, log)
-                found[stages.evaluation.key] = config
-    return list(found.values())
+            if lacking := _lacking(stages.evaluation, cache):
+                found[stages.evaluation.key] = lacking, config
+    return [config for _, config in sorted(found.values(), key=lambda pair: pair[0])]
 
 def side_by_side(
     configs: Sequence[Config],
@@ -58,13 +61,16 @@ def side_by_side(
     threads = torch.get_num_threads()
     if threads == 1 or len(configs) < 2 or default_device().type != "cpu" or share()[1] > 1:
         return
-    missing = _missing(configs, cache, workers, log)
+    missing = _missing(configs, cache, workers)
     if len(missing) < 2:
         return
     at_once = min(threads, len(missing))
-    pool, device = fresh_pool(at_once, [__name__], _begin, (threads // at_once,)), device_name()
+    pool, device, tasks = fresh_pool(at_once, [__name__], _begin, (threads // at_once,)), device_name(), []
     try:
-        tasks = [pool.submit(_finish, config, cache, workers, device) for config in missing]
+        for config in missing:
+            with suppress(Exception):
+                run(chain(config, workers).labels, cache, log)
+                tasks.append(pool.submit(_finish, config, cache, workers, device))
         for task in tqdm(as_completed(tasks), f"networks, {at_once} at a time", len(tasks)):
             with suppress(Exception):
                 for line in task.result():
