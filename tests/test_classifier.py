@@ -214,6 +214,20 @@ def test_training_leaves_a_file_that_stands_alone(tmp_path, toy_root, name, stri
         load_classifier(tmp_path / "foreign.safetensors")
 
 
+@pytest.mark.parametrize("name", ["vit_toy_patch8_96", "deit_tiny_distilled_patch16_224"])
+def test_the_head_may_learn_faster(tmp_path, toy_root, name):
+    config = ClassifierConfig(
+        model=name, steps=1, batch_size=2, crop_size=32, resize=(32, 48), precision="no", lr=1e-12, head_lr=1e10
+    )
+    train = VOCDataset(toy_root, "train")
+    net = create_classifier(name, train.num_classes, pretrained=False)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    train_classifier(net, config, train, tmp_path, device="cpu")
+    moved = {key for key, value in net.state_dict().items() if (value - before[key]).abs().max() > 1e-4}
+    heads = {key for key in before if key.startswith("head")}
+    assert len(heads) == (4 if "distilled" in name else 2) and moved == heads
+
+
 def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):
     import subprocess, sys
 

@@ -179,6 +179,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'wegformer.checkpoints.adapted': ('workshop/checkpoints.html#adapted', 'wegformer/checkpoints.py'),
                                        'wegformer.checkpoints.find_network': ( 'workshop/checkpoints.html#find_network',
                                                                                'wegformer/checkpoints.py'),
+                                       'wegformer.checkpoints.head_layers': ( 'workshop/checkpoints.html#head_layers',
+                                                                              'wegformer/checkpoints.py'),
                                        'wegformer.checkpoints.load_checkpoint': ( 'workshop/checkpoints.html#load_checkpoint',
                                                                                   'wegformer/checkpoints.py'),
                                        'wegformer.checkpoints.saved_classes': ( 'workshop/checkpoints.html#saved_classes',

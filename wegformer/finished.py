@@ -13,7 +13,7 @@ from pathlib import Path
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from .checkpoints import saved_classes
+from .checkpoints import head_layers, saved_classes
 from .classifier import ClassifierConfig, create_classifier
 from .data import InputError
 from .lists import read_lines
@@ -98,9 +98,9 @@ def pick_classes(
     if missing:
         raise InputError(f"The classifier does not know the data set's class {missing[0]!r}; expected all of: "
                          f"{', '.join(wanted)}. It knows {len(names)}, the first is {names[0]!r}.")
-    rows, heads = [names.index(name) for name in wanted], model.get_classifier()
+    rows = [names.index(name) for name in wanted]
     places = {head: name for name, head in model.named_modules()}
-    for head in heads if isinstance(heads, tuple) else (heads,):
+    for head in head_layers(model):
         model.set_submodule(places[head], _picked(head, rows))
     model.num_classes = len(rows)
     return model

@@ -54,6 +54,8 @@ def classes_fingerprint(
 def training_fields(recipe: SegmenterConfig | ClassifierConfig) -> dict[str, Any]:
     "What of a recipe decides the trained network, apart from the file that it starts from, whatever that is called."
     tested = ("weights", "classes", "test_scales", "test_flip", "crf")
+    if isinstance(recipe, ClassifierConfig) and recipe.head_lr == 1:  # as it was before there was such a factor
+        tested += ("head_lr",)
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in tested}
 
 def _is_made(recipe: SegmenterConfig) -> bool:
@@ -71,6 +73,9 @@ class _Pooled(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int):
         super().__init__()
         self.backbone, self.head = backbone, nn.Linear(backbone.channels[-1], num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) -> (B, num_classes)
         return self.head(self.backbone(images)[-1].mean((2, 3)))
