@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.patches import Patch
 from PIL import Image
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from .data import CLASSES, IGNORE, PALETTE, InputError, VOCDataset, atomic_write, read_mask, without_nan
@@ -32,8 +32,7 @@ def confusion(
     ignored_as: int = IGNORE,  # what a prediction of 255 counts as: 255 leaves the pixel out, 0 calls it background
 ) -> torch.Tensor:  # (num_classes, num_classes) int64: rows are the truth, columns the prediction
     "The confusion matrix summed over images; InputError for a class outside 0..num_classes-1."
-    metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False,
-                                       sync_on_compute=False)  # several processes add up when they choose to
+    total = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for prediction, truth in pairs:
         prediction, truth = (torch.as_tensor(x).as_subclass(torch.Tensor).long() for x in (prediction, truth))
         if prediction.shape != truth.shape:
@@ -43,8 +42,10 @@ def confusion(
             if (wrong := x[((x < 0) | (x >= num_classes)) & (x != IGNORE)]).numel():
                 raise InputError(f"{name} holds class {int(wrong[0])}; expected 0..{num_classes - 1} or {IGNORE}.")
         prediction = torch.where(prediction == IGNORE, ignored_as, prediction)
-        metric.update(prediction.flatten(), torch.where(prediction == IGNORE, IGNORE, truth).flatten())
-    return metric.compute() if metric._update_count else torch.zeros(num_classes, num_classes, dtype=torch.long)
+        truth = torch.where(prediction == IGNORE, IGNORE, truth)
+        total += multiclass_confusion_matrix(prediction.flatten(), truth.flatten(), num_classes, ignore_index=IGNORE,
+                                             validate_args=False).to(total.device)
+    return total
 
 # %% ../nbs/method/09_evaluation.ipynb #0a5c6dae
 def iou(
