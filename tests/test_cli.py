@@ -235,7 +235,10 @@ def test_evaluate_a_folder_and_export(cache, tmp_path, capsys):
 def test_check_tells_what_is_missing(toy_copy, capsys):
     assert main(["check", "--voc-root", str(toy_copy)]) == 0
     assert "ready to run" in capsys.readouterr().out
-    shutil.rmtree(toy_copy / "saliency")
+    shutil.rmtree(toy_copy / "saliency")  # a folder of one's own does without
+    assert main(["check", "--voc-root", str(toy_copy)]) == 0
+    assert "so labels are made without" in capsys.readouterr().out
+    (toy_copy / "classes.txt").unlink()  # VOC does not
     assert main(["check", "--voc-root", str(toy_copy)]) == 1
     assert "NSROM" in capsys.readouterr().out
 

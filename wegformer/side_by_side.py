@@ -51,6 +51,8 @@ def _missing(configs: Sequence[Config], cache: Path, workers: int) -> list[Confi
                 found[stages.evaluation.key] = lacking, config
     return [config for _, config in sorted(found.values(), key=lambda pair: pair[0])]
 
+
+# %% ../nbs/workshop/13b_side_by_side.ipynb #531b9d5d
 def side_by_side(
     configs: Sequence[Config],
     cache: Path,  # folder of all stages
