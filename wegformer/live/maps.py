@@ -20,7 +20,7 @@ from ..figures import CLASS_COLOURS
 from ..heatmaps import METHODS
 from .canvas import GAP, PANEL, TEXT, bars, below, beside, heat, panel, pixels, plot
 from .figure import Choice, Drawn, Knob, LiveFigure, Slider, Switch, Target
-from .labels import height_of, picture_knob, truth_rgb
+from .labels import box_of, height_of, picture_knob, truth_rgb
 from .samples import Album
 from ..relevance import dtd_maps
 from ..rules import block_rule, class_attention, head_rule, record_forward
@@ -132,9 +132,7 @@ def patch_at(album: Album, picture: str, across: float, down: float) -> tuple[in
 
 def clickable(image: torch.Tensor, height: int) -> Target:
     "The area of the first panel of a page."
-    scale = min(PANEL / image.shape[2], height / image.shape[1])
-    top = TEXT + 12
-    return Target((0, top, image.shape[2] * scale, top + image.shape[1] * scale), "across", "down")
+    return Target(box_of(image, height), "across", "down")
 
 # %% ../../nbs/workshop/16ad_live_maps.ipynb #c2cf7f9b
 def attention_figure(album: Album) -> LiveFigure:
