@@ -184,6 +184,9 @@ def test_sliders_and_switches_turn_the_rule(open_page):
     assert shown(page, "label") != before[1]
     page.locator("#epom-on").uncheck()
     assert state(page)["epom"] == 0 and "off" in page.locator("#shares").inner_text()
+    page.locator("#background").select_option("constant"), page.locator("#uncertain").select_option("off")
+    check_label(state(page))
+    assert "reads no saliency" in page.locator("#saliency-said").inner_text()
 
 
 def test_every_switch_of_the_rule_is_on_the_page(open_page):

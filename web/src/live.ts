@@ -82,7 +82,8 @@ function redraw(): void {
 const controls = new RuleControls(redraw);
 
 /** Label, panels and numbers of a scene under the rule of now. */
-function drawAll({ picture, found, present, shown, saliency }: Scene): void {
+function drawAll(now: Scene): void {
+  const { picture, found, present, shown, saliency } = now;
   const rule = controls.rule;
   const classes = [...present].sort((a, b) => a - b);
   const maps = classes.map((id) => found.attention[id - 1]);
@@ -95,6 +96,7 @@ function drawAll({ picture, found, present, shown, saliency }: Scene): void {
   show(canvas("map"), mapPanel(picture, map, page.colormap));
   show(canvas("erased"), mapPanel(picture, erased, page.colormap));
   drawSaliency(picture, saliency);
+  drawSaid(now);
   show(canvas("label"), labelPanel(picture, labelled.label, page.colours));
   const colours = Object.fromEntries(Object.entries(STEPS).map(([step, { colour }]) => [step, colour]));
   show(canvas("steps"), stepPanel(picture, labelled.step, colours));
@@ -199,11 +201,18 @@ function drawSources({ saliency, detector, picture }: Scene): void {
     }),
   );
   if (focused >= 0) (place.children[focused] as HTMLElement | undefined)?.focus();
+}
+
+/** Words under the saliency map: where it comes from, or that the rule does not look at it. */
+function drawSaid({ saliency, detector }: Scene): void {
+  const { background, uncertain } = controls.rule;
+  const empty = saliency?.every((value) => value === 0) ?? false;
   let said = "Painted by you.";
   if (saliency === null)
     said = "There is no saliency map: the background has a constant score instead. A first dab begins an empty map.";
   else if (saliency === detector) said = "Bright: what stands out, as a detector sees it that misses things and borders.";
   else if (empty) said = "The map is empty: nothing stands out, so that all is background.";
+  if (background === "constant" && uncertain === "off") said = "This rule reads no saliency: no map is needed.";
   get("saliency-said").textContent = said;
 }
 
