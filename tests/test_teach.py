@@ -111,6 +111,30 @@ def wrong_order(A):
     return product[0, 1:]
 
 
+def loss_at(log_p, label, divide):
+    known = label != 255
+    own = log_p.gather(0, label.long().where(known, 0)[None])[0]
+    return -(own * known).sum() / divide(known)
+
+
+def without_key(history, key):
+    return max(history, key=lambda row: row[key])["step"]
+
+
+def last_of_equals(history, key):
+    return max(reversed([row for row in history if key in row]), key=lambda row: row[key])["step"]
+
+
+def spoilt(matrix, c):
+    matrix[c, c] = matrix[c, 0] = -1
+    return matrix[c].argmax()
+
+
+def each_by_itself(ours, theirs, picks):
+    ends = torch.tensor([0.025, 0.975])
+    return (ours[picks].mean(1) - theirs[picks.flip(0)].mean(1)).quantile(ends)
+
+
 WRONG = [  # chapter, check, answer, words of the refusal
     ("00_task", 1, 2 / 4, "recall"),
     ("00_task", 1, 2 / 3, "precision"),
@@ -202,6 +226,42 @@ WRONG = [  # chapter, check, answer, words of the refusal
     ("08_miou", 3, 0.75, "20 pixels too many"),
     ("08_miou", 4, lambda s: s.amax(1).mean(), "chooses its own"),
     ("08_miou", 4, lambda s: s.mean(0).max(), "each of them included"),
+    ("09_self_training", 1, lambda p, y: loss_at(p, y, lambda known: known.numel()), "divided by all pixels"),
+    ("09_self_training", 1, lambda p, y: loss_at(p, y, lambda known: 1), "That is the sum"),
+    ("09_self_training", 1, lambda p, y: -loss_at(p, y, lambda known: known.sum()), "The sign is wrong"),
+    ("09_self_training", 1, lambda p, y: loss_at(p, y, lambda known: known.sum()), "it gives nan; expected 0"),
+    ("09_self_training", 1, lambda p, y: -p[y.long(), 0, [0, 1, 2]].mean(), "255 is no class"),
+    ("09_self_training", 1, lambda p, y: -p.max(), "at each pixel's own class"),
+    ("09_self_training", 2, 0.3, "So often is one label wrong"),
+    ("09_self_training", 2, 0.3**5, "three are enough"),
+    ("09_self_training", 2, 10 * 0.3**3 * 0.7**2, "four and five must be added"),
+    ("09_self_training", 2, 1 - 0.16308, "how often it is right"),
+    ("09_self_training", 3, lambda a, b: 0.5, "Expected two numbers"),
+    ("09_self_training", 3, lambda a, b: (62.5, 12.5), "in percent"),
+    ("09_self_training", 3, lambda a, b: (-30.0, 10.0), "That is a difference"),
+    ("09_self_training", 3, lambda a, b: (0.625, 0.25), "the distance between the seeds"),
+    ("09_self_training", 3, lambda a, b: (sum(a) / sum(b), 0.125), "Each seed has its own bound"),
+    ("09_self_training", 4, without_key, "which not every row has"),
+    ("09_self_training", 4, lambda h, k: h[-1]["step"], "That is the last step"),
+    ("09_self_training", 4, last_of_equals, "reached earlier"),
+    ("09_self_training", 4, lambda h, k: 0, "take the step of the highest value"),
+    ("10_photographs", 1, lambda m, c: (m[c, c] / m[:, c].sum(), m[c, c] / m[c].sum(), 0), "are swapped"),
+    ("10_photographs", 1, lambda m, c: (0.6, 0.8, m[c, c] / (m[c].sum() + m[:, c].sum())), "counts the hits once"),
+    ("10_photographs", 1, lambda m, c: (0.6, 0.8), "It gives 2 numbers"),
+    ("10_photographs", 1, lambda m, c: (0.6, 0.1, 60 / 115), "The precision is wrong"),
+    ("10_photographs", 2, spoilt, "It has changed the matrix"),
+    ("10_photographs", 2, lambda m, c: m[c].argmax(), "That is the background"),
+    ("10_photographs", 2, lambda m, c: c, "That is the class itself"),
+    ("10_photographs", 2, lambda m, c: 2, "That reads a column"),
+    ("10_photographs", 2, lambda m, c: 3, "The largest of the row"),
+    ("10_photographs", 3, lambda y: y[y.sum(1) == 1].sum(0) / y.sum(0), "0 is divided by 0"),
+    ("10_photographs", 3, lambda y: y[y.sum(1) == 1].sum(0) / len(y), "a share of all pictures"),
+    ("10_photographs", 3, lambda y: 0.5, "It has shape ()"),
+    ("10_photographs", 3, lambda y: y.float().mean(0), "whose row has a sum of 1"),
+    ("10_photographs", 4, lambda a, b, i: (a - b)[i].mean(1).quantile(torch.tensor([0.975, 0.025])), "comes first"),
+    ("10_photographs", 4, lambda a, b, i: (a - b).quantile(torch.tensor([0.025, 0.975])), "of a single photograph"),
+    ("10_photographs", 4, each_by_itself, "draw the same photographs for both"),
+    ("10_photographs", 4, lambda a, b, i: (0.0, 0.1), "the quantiles of these means"),
 ]
 
 
