@@ -10,12 +10,16 @@ figure may take.
 
 import argparse
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from records import RESULTS, write_csv
 
-from wegformer.data import InputError
+from wegformer.classifier import create_classifier
+from wegformer.config import override, preset
+from wegformer.data import InputError, VOCDataset
 from wegformer.live.canvas import png
 from wegformer.live.labels import epom_figure, erase_figure, threshold_figure, workbench
 from wegformer.live.maps import (
@@ -25,9 +29,12 @@ from wegformer.live.maps import (
     occlusion_figure,
     start_block_figure,
 )
+from wegformer.live.predictions import confusion_figure, crf_figure
+from wegformer.live.replay import read_recording, record_training, replay_figure
 from wegformer.live.rules import linear_rule_figure
-from wegformer.live.samples import toy_album
+from wegformer.live.samples import toy_album, voc_album
 from wegformer.stages import processor_name
+from wegformer.toyvoc import make_toy_voc
 
 BOUND = 0.2  # seconds
 
@@ -59,6 +66,17 @@ def measure(figure, count):
     }
 
 
+def replay():
+    "A training of a few steps: what it learns plays no part here."
+    config = override(preset("toy"), {"classifier.steps": 8})
+    root = make_toy_voc(train=16, val=6)
+    train, val = VOCDataset(root, "train"), VOCDataset(root, "val")
+    model = create_classifier(config.classifier.model, train.num_classes, pretrained=True)
+    with TemporaryDirectory() as out:
+        recording = read_recording(record_training(model, config.classifier, train, val, Path(out)))
+        return replay_figure(voc_album(model, root, config.attention), recording)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=9, help="values of each slider")
@@ -77,9 +95,11 @@ def main():
             occlusion_figure,
             conservation_figure,
             start_block_figure,
+            crf_figure,
+            confusion_figure,
         )
     ]
-    for figure in [*figures, linear_rule_figure()]:
+    for figure in [*figures, linear_rule_figure(), replay()]:
         rows.append(measure(figure, args.count))
         print(rows[-1], flush=True)
     write_csv(RESULTS / "live.csv", list(rows[0]), rows)

@@ -4,12 +4,13 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wegformer.data import InputError
 from wegformer.live.canvas import PANEL, WIDTH, bars, beside, below, panel, png, plot, text_block
-from wegformer.live.figure import LiveFigure, Slider, widget
-from wegformer.live.labels import epom_figure, erase_figure, threshold_figure, workbench
+from wegformer.live.figure import LiveFigure, Slider, Stroke, widget
+from wegformer.live.labels import brushed, epom_figure, erase_figure, threshold_figure, workbench
 from wegformer.live.maps import (
     attention_figure,
     conservation_figure,
@@ -17,11 +18,14 @@ from wegformer.live.maps import (
     occlusion_figure,
     start_block_figure,
 )
+from wegformer.live.predictions import confusion_figure, crf_figure, fallen, rule_labels
+from wegformer.live.replay import read_recording, record_training, replay_figure
 from wegformer.live.rules import linear_rule_figure
 from wegformer.live.samples import Sample, read_upload, toy_album, voc_album
 
 OF_ALBUM = [workbench, erase_figure, epom_figure, threshold_figure, method_figure, attention_figure]
-OF_ALBUM += [occlusion_figure, conservation_figure, start_block_figure]
+OF_ALBUM += [occlusion_figure, conservation_figure, start_block_figure, crf_figure, confusion_figure]
+NEEDS_MASKS = [threshold_figure, confusion_figure]  # so an uploaded picture has no place there
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +58,9 @@ def test_every_knob_moves(make, album):
         moved[name] = moved.get(name, False) or page.shape != first.page.shape or bool((page != first.page).any())
     assert set(moved) == set(figure.knobs)
     still = {name for name, changed in moved.items() if not changed}
-    alone = {"preset", "strength", "salient_thr", "background_score", "uncertain_without_saliency", "t_fg"}
-    assert still <= alone | {"conflict_relative", "conflict_min", "min_foreground", "min_foreground_on", "epom_map"}
+    alone = {"preset", "strength", "size", "paint", "salient_thr", "background_score", "uncertain_without_saliency"}
+    alone |= {"t_fg", "conflict_relative", "conflict_min", "min_foreground", "min_foreground_on", "epom_map"}
+    assert still <= alone
 
 
 @pytest.mark.parametrize(
@@ -83,10 +88,14 @@ def test_a_knob_that_needs_another_moves_with_it(knob, given, album):
 def test_the_shell_follows_its_controls(make, album):
     figure = figure_of(make, album)
     shell = widget(figure)
-    name = next(k for k, knob in figure.knobs.items() if isinstance(knob, Slider) and k not in ("strength", "t_fg"))
+    quiet = ("strength", "size", "paint", "t_fg")
+    name = next((k for k, knob in figure.knobs.items() if isinstance(knob, Slider) and k not in quiet), "called")
     before, control = shell.picture.value, shell.controls[name]
     assert before[:4] == b"\x89PNG"
-    control.value = control.min if control.value != control.min else control.max
+    if isinstance(figure.knobs[name], Slider):
+        control.value = control.min if control.value != control.min else control.max
+    else:
+        control.value = "ignored"
     assert shell.picture.value != before and shell.words.value
 
 
@@ -113,7 +122,107 @@ def send(shell, name, data):
     return shell.words.value
 
 
-@pytest.mark.parametrize("make", [m for m in OF_ALBUM if m is not threshold_figure], ids=lambda f: f.__name__)
+def test_a_brush_paints_saliency_stroke_by_stroke(album):
+    shell = widget(workbench(album))
+    shell.controls["saliency"].value = "no map"
+    (left, top, right, bottom), (height, width) = shell.drawn.target.box, shell.drawn.page.shape[:2]
+
+    def at(x, y):
+        return (left + x * (right - left)) / width, (top + y * (bottom - top)) / height
+
+    bare = shell.picture.value
+    shell.picture.stroke = [1.0, *at(0.3, 0.5)]
+    shell.picture.stroke = [1.0, *at(0.3, 0.5), *at(0.6, 0.5)]  # goes on
+    shell.controls["paint"].value = 0
+    shell.picture.stroke = [2.0, *at(0.4, 0.5)]  # another
+    shell.picture.stroke = [3.0, 0.01, 0.01]  # begins elsewhere
+    first, second = shell.controls["brush"].value
+    assert len(first.points) == 2 and first.paint == 255 and second.paint == 0
+    assert shell.drawn.page.shape == (height, width, 3) and shell.picture.value != bare
+    shell.controls["brush"].click()
+    assert shell.controls["brush"].value == () and shell.picture.value == bare
+    shell.picture.stroke = [4.0, *at(0.5, 0.5)]
+    shell.controls["picture"].value = list(album.samples)[1]
+    assert shell.controls["brush"].value == ()
+
+
+@pytest.mark.parametrize("size", [0.01, 8, 200])
+@pytest.mark.parametrize("points", [((0.5, 0.5),), ((-3.0, 0.5), (4.0, 0.5)), ((0.2, 0.2),) * 5])
+def test_a_stroke_fits_any_map(points, size):
+    painted = brushed(None, [Stroke(points, size, 200)], (30, 50))
+    assert painted.shape == (30, 50) and set(painted.unique().tolist()) <= {0, 200} and painted.any()
+    assert brushed(None, [], (30, 50)) is None
+
+
+def test_a_rule_that_reads_no_saliency_says_so(album):
+    figure = workbench(album)
+    bare = dict(background="constant", uncertain="off")
+    assert "reads no saliency" in figure.drawn(**bare).text and "reads no saliency" not in figure.drawn().text
+    assert len({figure.drawn(**bare, saliency=how).text for how in ("none", "no map", "blurred")}) == 1
+
+
+def test_the_crf_starts_from_what_it_is_given(album):
+    image = next(iter(album.samples.values())).image
+    sure = np.eye(len(album.names), dtype=np.float32)[np.zeros(image.shape[1:], int)].transpose(2, 0, 1)
+    figure = crf_figure(album, {"nothing": lambda picture: torch.from_numpy(sure)})
+    assert figure.drawn(start="nothing").text.startswith("0.0 % of the pixels")
+    assert figure.follow["preset"]("psa")["bilateral_srgb"] == 13
+    assert figure.drawn(iterations=0).text.startswith("0.0 % of the pixels")
+
+
+def test_every_pixel_falls_into_one_cell(album):
+    for make in rule_labels(album).values():
+        for name, sample in album.samples.items():
+            counts = fallen(make(name), sample.mask, len(album.names))
+            assert counts.sum() == (sample.mask != 255).sum()
+
+
+def test_a_cell_leads_to_its_pictures(album):
+    shell = widget(confusion_figure(album))
+    (_, top, right, _), (height, width) = shell.drawn.target.box, shell.drawn.page.shape[:2]
+    shell.picture.clicked = [(right - 3) / width, (top + 3) / height]
+    assert shell.controls["truth"].value == "background" and shell.controls["called"].value == "ignored"
+    shell.controls["maker"].value = "trivial"
+    assert "0.0 % of the pixels of background are ignored, in 0 of" in shell.words.value
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    from wegformer.classifier import create_classifier
+    from wegformer.config import override, preset
+    from wegformer.data import VOCDataset
+    from wegformer.toyvoc import make_toy_voc
+
+    root = make_toy_voc(train=8, val=4)
+    config = override(preset("toy"), {"classifier.steps": 3, "classifier.batch_size": 4})
+    train, val = VOCDataset(root, "train"), VOCDataset(root, "val")
+    model = create_classifier(config.classifier.model, train.num_classes, pretrained=True)
+    out = record_training(model, config.classifier, train, val, tmp_path_factory.mktemp("run"), keep=2)
+    return read_recording(out), voc_album(model, root, config.attention, count=2), out
+
+
+def test_a_training_is_played_back(recording):
+    found, album, _ = recording
+    assert found.steps == [0, 1, 2, 3] and found.curves["mAP"][0] == [0, 1, 2, 3]
+    figure = replay_figure(album, found)
+    pages = {png(figure.drawn(at=at).page) for at in range(4)}
+    assert len(pages) == 4 and all(f"Step {at} of 3" in figure.drawn(at=at).text for at in range(4))
+    title, sample = next(iter(album.samples.items()))
+    assert f"{float(album.logits(title)[sample.classes[0] - 1]):.1f}" in figure.drawn().text
+
+
+def test_a_run_without_weights_has_curves(recording, tmp_path):
+    _, _, out = recording
+    (tmp_path / "history.json").write_text((out / "history.json").read_text())
+    found = read_recording(tmp_path)
+    assert not found.weights and found.steps == [0, 1, 2, 3]
+    figure = replay_figure(None, found)
+    assert list(figure.knobs) == ["at"] and png(figure.drawn(at=1).page) != png(figure.drawn(at=3).page)
+    with pytest.raises(InputError, match="has no history.json"):
+        read_recording(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("make", [m for m in OF_ALBUM if m not in NEEDS_MASKS], ids=lambda f: f.__name__)
 def test_an_uploaded_picture_is_one_more_to_choose(make, album):
     shell = widget(make(album))
     before = shell.picture.value
@@ -180,7 +289,7 @@ def test_a_picture_without_saliency_and_mask(album):
     image = next(iter(album.samples.values())).image
     album.samples["bare"] = Sample(image, (1, 2))
     for make in OF_ALBUM:
-        if make is not threshold_figure:
+        if make not in NEEDS_MASKS:
             assert make(album).drawn(picture="bare").page.size
     del album.samples["bare"]
 
