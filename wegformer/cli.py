@@ -25,6 +25,7 @@ from .config import PRESETS, Config, as_dotted, check_fit, diff, label_rule, ove
 from .data import InputError
 from .exits import ends_in_a_line
 from .experiment import format_table
+from .fit import Fit
 from .options import WORKERS, absolute_paths, check_seeds, check_value, refuse_data_folder
 from .processes import is_main
 from .pseudo_labels import LABEL_RULES, LabelRule
@@ -130,7 +131,9 @@ def commands(args: list[str]) -> dict[str, Any]:  # name -> a command with its d
     kinds = {"train-classifier": TrainClassifier, "attention": Attention, "pseudo-labels": PseudoLabels,
              "train-segmenter": TrainSegmenter, "evaluate": Evaluate, "predict": Predict, "explain": Explain,
              "reproduce": Reproduce}
-    return {"check": Check(voc_root=tyro.MISSING), "import": Import(), "toy": Toy(out=tyro.MISSING),
+    fit = Fit(classifier=config.classifier, attention=config.attention, label=config.labels, segmenter=config.segmenter,
+              pretrain=config.pretrain, preset=name, rule=rule)
+    return {"fit": fit, "check": Check(voc_root=tyro.MISSING), "import": Import(), "toy": Toy(out=tyro.MISSING),
             "saliency": Saliency(), "distil": Distil(), "initial-weights": InitialWeights(), "export": Export(),
             **{key: kind(config=config, preset=name, rule=rule) for key, kind in kinds.items()}, "report": Report()}
 
