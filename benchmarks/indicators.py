@@ -4,7 +4,7 @@
     python benchmarks/indicators.py --out runs/indicators --voc ../shared/voc/VOC2012    # photographs, one line a class
     python benchmarks/indicators.py --out runs/indicators -- --classifier.steps 600      # options of `wegformer fit`
 
-Runs `wegformer fit` on a folder in VOC's layout that has masks, once a seed, and reads `verdict.json`: the indicators of
+Runs `wegformer fit` once a seed on a folder in VOC's layout with masks, and reads `verdict.json`: the indicators of
 each class, and three figures of it that masks tell: IoU of the labels on training photographs, of the network on val,
 and of the masks on val. classes.csv has a row a class and seed. For each indicator and figure, summary.csv has the rank
 correlation over the classes (Spearman), its mean over the seeds, and the least and the greatest of them. A correlation

@@ -124,7 +124,7 @@ def indicator_table(
         if value is None:
             return "", 0
         failed = [rule is not None and not rule.test(value) for rule in (one.sound, one.usable)]
-        return written(value), 2 if failed[1] else int(failed[0])
+        return written(value, one.unit), 2 if failed[1] else int(failed[0])
 
     return shown, [(name, [cell(values.get(key), one) for key, one in shown]) for name, values in classes.items()]
 

@@ -136,16 +136,16 @@ INDICATORS = {
     "found": Indicator("found", "%", "hold-out photographs that show it in which the network paints it", at_least(70),
                        at_least(20)),
     "invented": Indicator("invented", "%", "hold-out photographs that do not show it in which the network paints it",
-                          at_most(20)),
+                          at_most(20), at_most(60)),
 }
 
 # %% ../nbs/workshop/16e_indicators.ipynb #a2995a0e
 GRADES = ("nothing against it", "in doubt", "do not use")
 
 def written(value: float, unit: str = "") -> str:
-    "A figure as it is shown: with two digits after the point below 2, one below 10, none above."
-    digits = 0 if float(value).is_integer() or abs(value) >= 10 else 2 if abs(value) < 2 else 1
-    return f"{value:.{digits}f}{unit if unit == '%' else ''}"
+    "A figure as it is shown: no digit after the point from 10 on, one below, two where it has no unit and is small."
+    digits = 0 if float(value).is_integer() or abs(value) >= 10 else 2 if not unit and abs(value) < 2 else 1
+    return f"{value:.{digits}f}"
 
 def judge(
     values: Mapping[str, float | None],  # indicator -> value of one class; None where it could not be measured
@@ -158,7 +158,7 @@ def judge(
             continue
         for grade, rule in ((2, one.usable), (1, one.sound)):
             if rule is not None and not rule.test(value):
-                shown = f"{one.title} is {written(value, one.unit)}, expected {rule.expected}{one.unit}"
+                shown = f"{one.title} is {written(value, one.unit)}{one.unit}, expected {rule.expected}{one.unit}"
                 wrong.append((grade, f"{shown} ({one.meaning})"))
                 break
     wrong.sort(key=lambda found: -found[0])

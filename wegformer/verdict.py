@@ -219,8 +219,9 @@ def _on_trivial(evidence: Mapping) -> str:
         return ("There are no saliency maps: labels are made of the classifier's maps alone, which find parts of "
                 "objects and no edges. In the records of this project saliency brings more than every other step.")
     same = [c["trivial"] for c in evidence["classes"].values() if c.get("trivial") is not None]
-    alike = f" Its labels and these: {written(sum(same) / len(same))}% IoU, mean over classes." if same else ""
-    alone = written(evidence["single"])
+    mean = written(sum(same) / len(same), "%") if same else ""
+    alike = f" Its labels and these: {mean}% IoU, mean over classes." if same else ""
+    alone = written(evidence["single"], "%")
     return (f"The trivial method gives all salient pixels to one class of the photograph. {alone}% of the training "
             f"photographs show one class alone, and there it cannot name a wrong one.{alike}")
 
@@ -255,10 +256,10 @@ def with_masks(voc: VOCDataset) -> Part:
     "The photographs that have a true mask."
     return Part(voc, [i for i, path in enumerate(mask_paths(voc)) if Path(path).is_file()])
 
-def _against_truth(part: Part, masks: Iterable[torch.Tensor]) -> dict | None:
+def _against_truth(part: Part, masks: Iterable[torch.Tensor], open_as: int = IGNORE) -> dict | None:
     "A mask for each photograph of a part, measured; None where the part is empty."
     n = len(part.classes)
-    matrices = [confusion([(mask, part.mask(i))], n) for i, mask in enumerate(masks)]
+    matrices = [confusion([(mask, part.mask(i))], n, open_as) for i, mask in enumerate(masks)]
     return asdict(measured(torch.stack(matrices), part.classes)) if matrices else None
 
 def truth_stage(
@@ -281,6 +282,9 @@ def truth_stage(
                       val_masks=("masks, hold-out", with_masks(val)))
         found = {title: _against_truth(part, (read_mask(made[key] / f"{name}.png") for name in part.ids))
                  for key, (title, part) in places.items() if key in made}
+        part = with_masks(train)
+        found["labels, training, open as background"] = _against_truth(
+            part, (read_mask(made["labels"] / f"{name}.png") for name in part.ids), 0)
         for title, part in (("trivial, training", with_masks(train)), ("trivial, hold-out", with_masks(val))):
             if saliency is not None and all(part.saliency_path(i, saliency).is_file() for i in range(len(part))):
                 found[title] = _against_truth(part, (trivial_label(part.saliency(i, saliency), part.class_ids(i))
