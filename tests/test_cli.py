@@ -205,7 +205,10 @@ def test_predict_and_explain(cache, tmp_path, capsys, toy_root):
         capsys, ["explain", images[0], *SMALL, "--cache", cache, "--classes", "unicorn"], "unknown class 'unicorn'"
     )
     (tmp_path / "bad.jpg").write_bytes(b"no")
-    complain(capsys, ["predict", images[0], tmp_path / "bad.jpg", *SMALL, "--cache", cache], "bad.jpg cannot be read")
+    both = [images[0], tmp_path / "bad.jpg", *SMALL, "--cache", cache, "--out", tmp_path / "more"]
+    assert main(["predict", *map(str, both)]) == 1 and "bad.jpg cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "more" / f"{images[0].stem}.png").is_file()
+    complain(capsys, ["predict", tmp_path / "bad.jpg", *SMALL, "--cache", cache], "bad.jpg cannot be read")
 
 
 def test_every_command_ends_with_a_summary(cache, capsys, toy_root):

@@ -12,10 +12,11 @@ ROOMS = """errors storage pictures masks lists labels data options pools check n
     toydrawings formulas toyvoc figures live.canvas live.figure processes shares training checkpoints classifier
     finished vit plain_model gradients kernels.launch rules last_block attention_rule all_blocks relevance
     heatmaps attention map_files map_measures explainable soft_erase label_inputs pseudo_labels label_graph crf
-    deeplab segmentation evaluation config splits tables sources json_layouts layouts imports stages pretraining
-    pipeline side_by_side experiment reproduce records report explain export live.samples live.labels live.maps
-    live.rules live.predictions live.replay extras.saliency extras.distillation extras.initial_weights tools
-    exits chain_commands indicators verdict fit_page fit cli start""".split()
+    deeplab segmentation tiles evaluation config splits tables sources json_layouts layouts imports stages
+    pretraining pipeline side_by_side experiment reproduce records report explain export live.samples
+    live.labels live.maps live.rules live.predictions live.replay extras.saliency extras.distillation
+    extras.initial_weights tools predictions exits chain_commands indicators verdict fit_page fit cli
+    start""".split()
 MODULES = {
     ".".join(p.relative_to(ROOT / "wegformer").with_suffix("").parts): p
     for p in sorted((ROOT / "wegformer").rglob("*.py"))

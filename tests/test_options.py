@@ -107,7 +107,9 @@ evaluate --cache '' | --cache is empty
 evaluate --export x.zip | export is 'x.zip'; expected a name that ends in one of: .tar.gz
 evaluate --predictions {tmp}/nowhere | nowhere/.*png does not exist
 predict | No images were named
-predict {empty} | empty is a folder; expected photographs
+predict {empty} | empty holds no photographs
+predict {image} --tile 100 | tile is 100; expected at least 256
+predict {image} --overlap 256 --tile 512 | overlap is 256; expected at most a third of the tile of 512
 predict {tmp}/no.jpg | no.jpg does not exist
 predict {file} | a.txt cannot be read as a picture
 predict {image} {image} | would both be written to

@@ -7,7 +7,6 @@ __all__ = ['TrainClassifier', 'Attention', 'PseudoLabels', 'TrainSegmenter', 'Ev
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #c62ffaae
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,22 +14,22 @@ from typing import Annotated, Literal
 import matplotlib.pyplot as plt
 import torch
 import tyro
+from tqdm import tqdm
 
 from .classifier import load_classifier
 from .config import PRESETS, Config, check_fit
-from .data import PICTURES, InputError, atomic_write, cache_dir, read_image, read_saliency, write_mask
+from .data import InputError, atomic_write, cache_dir, read_image, read_saliency
 from .evaluation import evaluate, export_voc_server
 from .explain import ENDINGS, check_class_names, explain_figure
-from .figures import label_rgb
 from .finished import finished_classifier
-from .options import (WORKERS, absolute_paths, check_value, refuse_data_folder, refuse_overwrite,
-                               require_ending, short_cause)
+from .options import WORKERS, absolute_paths, check_value, refuse_overwrite, require_ending, short_cause
 from .pipeline import Chain, chain
+from .predictions import Prediction, find_inputs, open_predictor, predict_photographs, require_readable
 from .processes import read_shard, sharded
 from .pseudo_labels import LABEL_RULES
-from .segmentation import load_segmenter, predict
 from .splits import open_split, require_masks
 from .stages import Stage, Unfinished, read_done, run
+from .tiles import Tiling
 from .training import default_device
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #81428c09
@@ -153,41 +152,48 @@ class Evaluate(_ChainOptions):
         return 0
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #8330e4d2
-def _refuse_folders(images: Sequence[Path]) -> None:
+def _refuse_folder(path: Path) -> None:
     "InputError for a folder in the place of a photograph."
-    for path in images:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; expected photographs, such as {path}/*.jpg.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a photograph, such as {path}/NAME.jpg.")
 
 @dataclass(frozen=True)
 class Predict(_ChainOptions):
-    "Segment photographs: for each a mask (palette PNG) and the photograph with the mask laid over it."
-    images: tyro.conf.Positional[tuple[Path, ...]] = ()  # photographs
+    """Segment photographs, or all in a folder and below it: for each a mask (palette PNG) and the photograph with the
+    mask laid over it. The same command goes on where it was stopped."""
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()  # photographs, and folders of them
     segmenter: Path | None = None  # model.safetensors of train-segmenter; default: the chain's own
-    out: Path = Path("predictions")  # folder for NAME.png and NAME_overlay.png
+    out: Path = Path("predictions")  # folder for NAME.png, NAME_overlay.png, classes.txt and classes.json
+    tiling: Annotated[Tiling, tyro.conf.arg(name="")] = Tiling()  # command line: --tile, --overlap
+    crf: Literal["auto", "yes", "no"] = "auto"  # dense CRF on each tile; auto: as the network was meant to be tested
+    overlay: bool = True  # write NAME_overlay.png, too
+    overwrite: bool = False  # replace masks that another network or other settings made
+
+    def _say(self, made: Prediction) -> None:
+        "A line about a photograph, beside the progress bar."
+        if made.error:
+            tqdm.write(f"wegformer: {made.error}", file=sys.stderr)
+        elif not made.kept:
+            tqdm.write(f"{made.photograph}: {', '.join(made.found) or 'nothing but background'}", file=sys.stdout)
 
     def __call__(self) -> int:
         if not self.images:
-            raise InputError("No images were named; expected one or more photographs.")
-        _refuse_folders(self.images)
-        names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in self.images]
-        refuse_data_folder(self.out, self.images)
-        refuse_overwrite([(self.out / f"{name}{end}.png", path) for name, path in zip(names, self.images)
-                          for end in ("", "_overlay")], self.images)
-        pictures = [read_image(path) for path in self.images]  # refuse a broken one before anything is trained
+            raise InputError("No images were named; expected photographs, or folders of them.")
+        photographs = find_inputs(self.images, self.out)
+        require_readable(photographs)  # before anything is trained for them
         path = self.segmenter or self.folder(self.stages.segmenter) / "model.safetensors"
-        model, recipe, classes = load_segmenter(path)
-        model.to(default_device())
-        for shown, name, image in zip(self.images, names, pictures):
-            scores = predict(model, image, scales=recipe.test_scales, flip=recipe.test_flip)  # (classes, H, W)
-            label = scores.argmax(0).to(torch.uint8).cpu()
-            write_mask(self.out / f"{name}.png", label)
-            with atomic_write(self.out / f"{name}_overlay.png") as handle:
-                plt.imsave(handle, label_rgb(label, image), format="png")
-            found = ", ".join(classes[k] for k in label.unique() if k)
-            print(f"{shown}: {found or 'nothing but background'}")
-        print(f"{len(pictures)} masks: {self.out}")
-        return 0
+        predictor = open_predictor(path, self.tiling, dict(auto=None, yes=True, no=False)[self.crf])
+        made = []
+        with sharded(read_shard(self.shard) if self.shard else None):
+            for one in predict_photographs(predictor, photographs, self.out, overlay=self.overlay,
+                                           overwrite=self.overwrite):
+                self._say(one)
+                made.append(one)
+        kept, failed = sum(one.kept for one in made), sum(bool(one.error) for one in made)
+        said = f" ({kept} of them were there)" if kept else ""
+        said += f"; {failed} of {len(made)} photographs failed" if failed else ""
+        print(f"{len(made) - failed} masks{said}: {self.out}")
+        return 1 if failed else 0
 
 # %% ../nbs/workshop/16d_chain_commands.ipynb #a822c49b
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ class Explain(_ChainOptions):
     def __call__(self) -> int:
         if self.image is None:
             raise InputError("No image was named; expected a photograph.")
-        _refuse_folders([self.image])
+        _refuse_folder(self.image)
         kind = require_ending(self.out, ENDINGS).removeprefix(".")
         image = read_image(self.image)
         if self.saliency_map is not None:
