@@ -1,6 +1,6 @@
 """Peak memory and time of `wegformer predict` on one large photograph, with a network of random weights.
 
-    python benchmarks/predict.py                                  # the toy ResNet, 6000 x 4000 pixels, 21 classes
+    python benchmarks/predict.py --decoder 96                     # the toy ResNet, 6000 x 4000 pixels, 21 classes
     python benchmarks/predict.py --backbone resnet101 --record    # appended to benchmarks/results/predict.csv
 
 The command runs in a process of its own, whose largest resident memory (VmHWM) is counted: interpreter, libraries,
@@ -55,6 +55,7 @@ def write_network(path, args):
         network=args.network,
         backbone=args.backbone,
         pretrained=False,
+        decoder_channels=args.decoder,
         test_scales=tuple(args.scales),
         test_flip=args.flip,
         crf=args.crf,
@@ -88,6 +89,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="deeplabv3plus")
     parser.add_argument("--backbone", default="resnet_toy")
+    parser.add_argument("--decoder", type=int, default=256, help="channels")
     parser.add_argument("--classes", type=int, default=21, help="with the background")
     parser.add_argument("--width", type=int, default=6000)
     parser.add_argument("--height", type=int, default=4000)

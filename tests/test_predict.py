@@ -269,7 +269,7 @@ def test_a_killed_command_goes_on(tmp_path, network, killed_at):
     "change, said",
     [
         ("network", "was made by another network"),
-        ("tile", r"was made with other settings \(tile 768, now 512\)"),
+        ("tile", r"was made with other settings \(tile 512, now 384\)"),
         ("photograph", "was made of another photograph"),
         ("foreign", "was not written by this command"),
         ("damaged", "was not written by this command"),
@@ -282,7 +282,7 @@ def test_what_others_made_is_not_taken_and_not_lost(tmp_path, network, capsys, c
     if change == "network":
         words[2] = write_network(tmp_path / "other.safetensors", seed=1)
     elif change == "tile":
-        words += ["--tile", "512"]
+        words += ["--tile", "384"]
     elif change == "photograph":
         quarters(30, 30).save(root / "a.jpg")
     elif change == "foreign":
@@ -368,7 +368,7 @@ def test_the_overlay_of_a_large_photograph_is_smaller(tmp_path):
         (["--tile", "700"], "tile is 700; expected a multiple of 64"),
         (["--tile", "192"], "tile is 192; expected at least 256"),
         (["--overlap", "32"], "overlap is 32; expected at least 64"),
-        (["--overlap", "320"], "overlap is 320; expected at most a third of the tile of 768"),
+        (["--overlap", "320"], "overlap is 320; expected at most a third of the tile of 512"),
     ],
 )
 def test_tiles_that_make_no_sense(tmp_path, network, capsys, words, said):

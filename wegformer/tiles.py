@@ -22,7 +22,7 @@ GRID = 64  # pixels
 @dataclass(frozen=True)
 class Tiling:
     "How large photographs are cut: each side into tiles, neighbours of which share some pixels."
-    tile: int = 768  # pixels: a photograph whose longer side has more is cut into tiles of at most so many
+    tile: int = 512  # pixels: a photograph whose longer side has more is cut into tiles of at most so many
     overlap: int = 128  # pixels that neighbouring tiles share, and up to 63 more
 
     def __post_init__(self):
