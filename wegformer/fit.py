@@ -53,6 +53,7 @@ def bring(
         raise InputError(f"out is {str(out)!r}, which lies in {home}; expected a folder outside of the photographs.")
     refuse_data_folder(out)
     made = open_dataset(source, options)
+    made = replace(made, said=tuple(text for text in made.said if not text.startswith("no saliency maps")))  # not yet
     out.mkdir(parents=True, exist_ok=True)
     link = out / "data"
     if link.is_symlink():
@@ -108,7 +109,7 @@ def detect(
             if detector != "auto":
                 raise
             return None, f"saliency maps: none, so labels are made without and are worse: {error} Or {_REMEDY}"
-        for split, i, path in progress_bar(mine(todo), "saliency"):
+        for split, i, path in (todo[k] for k in progress_bar(mine(len(todo)), "saliency")):
             with atomic_write(path) as handle:
                 Image.fromarray(saliency_map(session, split.image(i)).numpy()).save(handle, format="PNG")
         together(bool)  # all processes are done
