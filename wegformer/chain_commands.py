@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 import matplotlib.pyplot as plt
 import torch
 import tyro
-from tqdm import tqdm
 
 from .classifier import load_classifier
 from .config import PRESETS, Config, check_fit
@@ -24,7 +23,7 @@ from .explain import ENDINGS, check_class_names, explain_figure
 from .finished import finished_classifier
 from .options import WORKERS, absolute_paths, check_value, refuse_overwrite, require_ending, short_cause
 from .pipeline import Chain, chain
-from .predictions import Prediction, find_inputs, open_predictor, predict_photographs, require_readable
+from .predictions import find_inputs, open_predictor, predict_photographs, require_readable
 from .processes import read_shard, sharded
 from .pseudo_labels import LABEL_RULES
 from .splits import open_split, require_masks
@@ -169,13 +168,6 @@ class Predict(_ChainOptions):
     overlay: bool = True  # write NAME_overlay.png, too
     overwrite: bool = False  # replace masks that another network or other settings made
 
-    def _say(self, made: Prediction) -> None:
-        "A line about a photograph, beside the progress bar."
-        if made.error:
-            tqdm.write(f"wegformer: {made.error}", file=sys.stderr)
-        elif not made.kept:
-            tqdm.write(f"{made.photograph}: {', '.join(made.found) or 'nothing but background'}", file=sys.stdout)
-
     def __call__(self) -> int:
         if not self.images:
             raise InputError("No images were named; expected photographs, or folders of them.")
@@ -187,7 +179,7 @@ class Predict(_ChainOptions):
         with sharded(read_shard(self.shard) if self.shard else None):
             for one in predict_photographs(predictor, photographs, self.out, overlay=self.overlay,
                                            overwrite=self.overwrite):
-                self._say(one)
+                one.tell()
                 made.append(one)
         kept, failed = sum(one.kept for one in made), sum(bool(one.error) for one in made)
         said = f" ({kept} of them were there)" if kept else ""

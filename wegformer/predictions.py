@@ -9,6 +9,7 @@ __all__ = ['CLASSES_FILE', 'find_inputs', 'Predictor', 'open_predictor', 'write_
 # %% ../nbs/workshop/16ba_predictions.ipynb #ab75b225
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
 
 from .crf import CRFParams, dense_crf
 from .data import PALETTE, PICTURES, InputError, atomic_write, read_image, read_mask, write_mask
@@ -43,6 +45,7 @@ def _search(folder: Path, out: Path) -> dict[str, Path]:
                              "expected a new folder, or one of masks.")
     return find_photographs(folder, [out])
 
+# %% ../nbs/workshop/16ba_predictions.ipynb #5ea7c402
 def find_inputs(
     images: Sequence[Path],  # photographs, and folders of them
     out: Path,  # folder for the masks
@@ -101,6 +104,7 @@ class Predictor:
         return dict(network=self.network, photograph=content(photograph), scales=list(self.scales), flip=self.flip,
                     crf=self.crf, precision=self.precision, **dataclasses.asdict(self.tiling), revision=1)
 
+# %% ../nbs/workshop/16ba_predictions.ipynb #5ea7c404
 def open_predictor(
     path: Path,  # model.safetensors of train_segmenter
     tiling: Tiling,
@@ -182,12 +186,20 @@ def write_overlay(
     with atomic_write(path) as handle:
         Image.fromarray(label_rgb(label, image)).save(handle, format="PNG")
 
+# %% ../nbs/workshop/16ba_predictions.ipynb #5ea7c405
 class Prediction(NamedTuple):
     "What became of a photograph."
     photograph: Path
     found: tuple[str, ...] = ()  # classes in its mask, without the background
     error: str = ""  # why there is none
     kept: bool = False  # it was there before
+
+    def tell(self) -> None:
+        "Print a line about it, beside a progress bar; nothing of a mask that was there."
+        if self.error:
+            tqdm.write(f"wegformer: {self.error}", file=sys.stderr)
+        elif not self.kept:
+            tqdm.write(f"{self.photograph}: {', '.join(self.found) or 'nothing but background'}", file=sys.stdout)
 
 def _predict_one(predictor: Predictor, photograph: Path, mask: Path, overlay: bool) -> Prediction:
     "Write what is not there yet of a photograph's mask and overlay."
