@@ -232,6 +232,8 @@ def test_errors_in_one_sentence(tmp_path, capsys):
     assert "lies in" in refused(tmp_path, capsys, "--out", tmp_path / "photographs" / "run")
     assert main(["fit"]) == 2 and "No source was named" in capsys.readouterr().err
     assert main(["fit", str(tmp_path)]) == 2 and "--out FOLDER" in capsys.readouterr().err
+    assert main(["fit", str(tmp_path / "gone"), "--out", str(tmp_path / "run")]) == 2
+    assert "gone does not exist" in capsys.readouterr().err
     assert "vit_hug" in refused(tmp_path, capsys, "--classifier.model", "vit_hug_patch16")
     assert not (tmp_path / "run").exists()
     with open(tmp_path / "labels.csv", "a") as handle:

@@ -49,7 +49,7 @@ def bring(
     "The photographs in VOC's layout, with a link in the run's folder; InputError where the run lies among them."
     source = Path(source)
     home = Path(os.path.realpath(source if source.is_dir() else source.parent))
-    if home in [real := Path(os.path.realpath(out)), *real.parents]:
+    if source.exists() and home in [real := Path(os.path.realpath(out)), *real.parents]:
         raise InputError(f"out is {str(out)!r}, which lies in {home}; expected a folder outside of the photographs.")
     refuse_data_folder(out)
     made = open_dataset(source, options)
@@ -315,6 +315,7 @@ def _fit(fit: Fit) -> int:
         _write(fit, config, brought, said, made, (train, val, *rest))
     return 0
 
+# %% ../nbs/workshop/16h_fit.ipynb #aab1c3d6
 def _write(
     fit: Fit,
     config: Config,

@@ -54,6 +54,7 @@ def _of_maps(
         if salient is not None and (times := lift(maps[k], salient > 128)) is not None:
             yield Reading(name, own, "lift", times)
 
+# %% ../nbs/workshop/16f_verdict.ipynb #ad76c888
 def read_training(
     train: VOCDataset,
     maps: Path,  # of the attention stage
@@ -74,7 +75,7 @@ def read_training(
             if trivial is not None and (same := overlap(label, trivial, c)) is not None:
                 yield Reading(name, train.classes[c], "trivial", same)
 
-# %% ../nbs/workshop/16f_verdict.ipynb #469c07dc
+# %% ../nbs/workshop/16f_verdict.ipynb #563db696
 PAINTED = 1.0  # percent of a picture from which on a network is said to paint a class
 
 def read_holdout(
@@ -101,7 +102,7 @@ def means(
         values[r.name][r.indicator].append(r.value)
     return {name: {key: sum(v) / len(v) for key, v in found.items()} for name, found in values.items()}
 
-# %% ../nbs/workshop/16f_verdict.ipynb #0aa09253
+# %% ../nbs/workshop/16f_verdict.ipynb #5f59cc5e
 MOST = 200  # training photographs whose maps and labels are looked at
 
 def evenly(voc: VOCDataset, most: int = MOST) -> Part:
@@ -122,7 +123,7 @@ def _of_classifier(path: Path, val: VOCDataset, long_side: int) -> tuple[dict[st
         found[name] = dict(ap=ap, chance=float(chance[c]), learnt=learnt(ap, float(chance[c])))
     return found, confusions(logits, truth)
 
-# %% ../nbs/workshop/16f_verdict.ipynb #5f59cc5e
+# %% ../nbs/workshop/16f_verdict.ipynb #65aac0f3
 def _pairs(names: Sequence[str], labels: torch.Tensor, readings: Sequence[Reading], taken: torch.Tensor) -> list[dict]:
     "Of each two classes: photographs with both, how alike their maps are, and how often one is taken for the other."
     together, alike, rows = (labels.T @ labels).long(), defaultdict(list), []
@@ -136,7 +137,7 @@ def _pairs(names: Sequence[str], labels: torch.Tensor, readings: Sequence[Readin
                              alike=sum(both) / len(both) if both else None))
     return [row for row in rows if row["one"] != row["other"]]
 
-# %% ../nbs/workshop/16f_verdict.ipynb #65aac0f3
+# %% ../nbs/workshop/16f_verdict.ipynb #facbbfb9
 def _by_class(
     names: Sequence[str],
     labels: torch.Tensor,  # (photographs, C) of train
@@ -160,7 +161,7 @@ def _by_photograph(readings: Iterable[Reading], indicator: str) -> dict[str, dic
             found[r.image][r.name] = r.value
     return found
 
-# %% ../nbs/workshop/16f_verdict.ipynb #facbbfb9
+# %% ../nbs/workshop/16f_verdict.ipynb #db84c197
 def evidence_stage(
     config: Config,
     train: VOCDataset,
@@ -190,7 +191,7 @@ def evidence_stage(
 
     return Stage("evidence", identity, make, needs)
 
-# %% ../nbs/workshop/16f_verdict.ipynb #14dbdae6
+# %% ../nbs/workshop/16f_verdict.ipynb #396c70f7
 FEW = 5  # hold-out photographs under which an AP decides little
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _on_trivial(evidence: Mapping) -> str:
     return (f"The trivial method gives all salient pixels to one class of the photograph. {alone}% of the training "
             f"photographs show one class alone, and there it cannot name a wrong one.{alike}")
 
-# %% ../nbs/workshop/16f_verdict.ipynb #396c70f7
+# %% ../nbs/workshop/16f_verdict.ipynb #d460ceb1
 def conclude(
     evidence: Mapping,  # metrics of the evidence stage
     truth: Mapping[str, Truth] | None = None,  # what masks say, by what was measured
@@ -251,7 +252,7 @@ def conclude(
     return Verdict(_headline({name: grade for name, (grade, _) in classes.items()}),
                    (*cautions, _on_trivial(evidence)), classes)
 
-# %% ../nbs/workshop/16f_verdict.ipynb #b2bd59cf
+# %% ../nbs/workshop/16f_verdict.ipynb #6ae317b1
 def with_masks(voc: VOCDataset) -> Part:
     "The photographs that have a true mask."
     return Part(voc, [i for i, path in enumerate(mask_paths(voc)) if Path(path).is_file()])
