@@ -108,10 +108,10 @@ def test_a_changed_rule_leaves_the_classifier_and_the_maps(brought, tmp_path):
 
 
 def test_a_killed_run_goes_on(tmp_path, killed_at):
-    import wegformer.fit
+    import wegformer.segmentation
 
     photographs(tmp_path / "photographs", ("cat", "dog"))
-    with killed_at(wegformer.fit, "write_mask", 3):
+    with killed_at(wegformer.segmentation, "write_mask", 3):
         fit(tmp_path)
     done = {p.parent.name for p in (tmp_path / "stages").glob("*/done.json")}
     half = list((tmp_path / "stages").glob("predictions-*/*.png")) + list((tmp_path / "stages").glob("masks-*/*.png"))

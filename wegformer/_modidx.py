@@ -1332,6 +1332,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'wegformer.pipeline.heatmap_stage': ('method/chain.html#heatmap_stage', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.label_stage': ('method/chain.html#label_stage', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.measures_stage': ('method/chain.html#measures_stage', 'wegformer/pipeline.py'),
+                                    'wegformer.pipeline.own_classes': ('method/chain.html#own_classes', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.predict_with': ('method/chain.html#predict_with', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.relabel_stage': ('method/chain.html#relabel_stage', 'wegformer/pipeline.py'),
                                     'wegformer.pipeline.segmenter_stage': ('method/chain.html#segmenter_stage', 'wegformer/pipeline.py'),

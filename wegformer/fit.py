@@ -21,23 +21,19 @@ from .chain_commands import open_cache
 from .check import _of_split, look
 from .config import (PRESETS, AttentionConfig, ClassifierConfig, Config, DataConfig, LabelConfig,
                               PretrainConfig, SegmenterConfig, check_fit, diff, preset, resolved)
-from .crf import CRFParams, dense_crf_many
-from .data import InputError, VOCDataset, atomic_write, write_mask
+from .data import InputError, VOCDataset, atomic_write
 from .extras.saliency import open_detector, saliency_map
 from .fit_page import by_agreement, of_each_class, walk, write_fit_page
 from .imports import Dataset, open_dataset
 from .indicators import Truth
-from .masks import is_mask
 from .options import WORKERS, absolute_paths, check_value, refuse_data_folder
-from .pipeline import _block, _saliency_set, attention_stage, chain, label_stage
+from .pipeline import _block, _saliency_set, attention_stage, chain, label_stage, own_classes, predict_with
 from .processes import is_main, mine, progress_bar, together
 from .pseudo_labels import LABEL_RULES
-from .segmentation import load_segmenter, predict
 from .sources import LayoutOptions
 from .splits import Part, images_fingerprint, mask_paths, open_split, saliency_fingerprint
 from .stages import Stage, read_done, run
 from .storage import fingerprint
-from .training import default_device
 from .verdict import Verdict, conclude, evidence_stage, truth_stage, with_masks
 
 # %% ../nbs/workshop/16h_fit.ipynb #35c217b2
@@ -121,9 +117,7 @@ def told(
     class_ids: torch.Tensor,  # of the photograph
 ) -> torch.Tensor:  # the same shape
     "The same with no class but the photograph's own."
-    keep = torch.zeros(len(probabilities), dtype=torch.bool)
-    keep[0] = keep[class_ids] = True
-    kept = probabilities * keep.to(probabilities.device)[:, None, None]
+    kept = own_classes(probabilities, class_ids)
     return kept / kept.sum(0).clamp(min=1e-12)
 
 def mask_stage(
@@ -141,19 +135,9 @@ def mask_stage(
                     words=words, images=images_fingerprint(voc))
 
     def make(out: Path, needs: dict) -> None:
-        model, _, _ = load_segmenter(needs["segmenter"] / "model.safetensors")
-        model.to(default_device())
-
-        def probabilities(i: int) -> torch.Tensor:
-            p = predict(model, voc.image(i), scales=recipe.test_scales, flip=recipe.test_flip,
-                        precision=recipe.precision)
-            return (told(p, voc.class_ids(i)) if words else p).cpu()
-
-        todo = [i for i in mine(len(voc)) if not is_mask(out / f"{voc.ids[i]}.png")]
-        jobs = ((voc.image(i).as_subclass(torch.Tensor), probabilities(i)) for i in todo)
-        found = dense_crf_many(jobs, CRFParams(), os.cpu_count()) if recipe.crf else (p for _, p in jobs)
-        for p, i in zip(progress_bar(found, name, len(todo)), todo):
-            write_mask(out / f"{voc.ids[i]}.png", p.argmax(0).to(torch.uint8))
+        part = Part(voc, mine(len(voc)))
+        adjust = (lambda found, i: told(found, part.class_ids(i))) if words else None
+        predict_with(recipe, needs["segmenter"], part, out, adjust, name)
 
     return Stage(name, identity, make, dict(segmenter=segmenter))
 

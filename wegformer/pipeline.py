@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'Chain', 'chain', 'classifier_stage', 'attention_stage', 'trivial_label', 'label_stage', 'segmenter_stage',
-           'predict_with', 'evaluation_stage', 'heatmap_stage', 'measures_stage', 'relabel_stage']
+           'predict_with', 'evaluation_stage', 'heatmap_stage', 'measures_stage', 'own_classes', 'relabel_stage']
 
 # %% ../nbs/method/10_chain.ipynb #65c7561f
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from .pretraining import (classes_fingerprint, initial_stages, segmenter_start, 
                                    weights_fingerprint)
 from .processes import is_main, mine, progress_bar, share, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats
-from .segmentation import SegmenterConfig, load_segmenter, predict, predict_dataset, train_segmenter
+from .segmentation import SegmenterConfig, load_segmenter, predict_dataset, train_segmenter
 from .splits import (Part, has_masks, images_fingerprint, masks_fingerprint, open_split, require_sound,
                               saliency_fingerprint)
 from .stages import Stage
@@ -240,12 +240,14 @@ def predict_with(
     folder: Path,  # of a segmenter stage
     voc: VOCDataset,
     out: Path,  # folder for ID.png
+    adjust: Callable[[torch.Tensor, int], torch.Tensor] | None = None,  # as in `predict_dataset`
+    desc: str = "predict",
 ) -> Path:  # the folder
     "Predict a split with a trained network, as the recipe tests."
     model, _, _ = load_segmenter(folder / "model.safetensors")
     return predict_dataset(model.to(default_device()), voc, out, scales=recipe.test_scales, flip=recipe.test_flip,
                            crf=CRFParams() if recipe.crf else None, precision=recipe.precision,
-                           workers=os.cpu_count() if recipe.crf else 0)
+                           workers=os.cpu_count() if recipe.crf else 0, adjust=adjust, desc=desc)
 
 def evaluation_stage(config: Config, segmenter: Stage, val: VOCDataset) -> Stage:
     "Predicts the val images at full resolution and measures the mIoU: predictions/ID.png, evaluation.json."
@@ -324,20 +326,23 @@ def measures_stage(config: Config, classifier: Stage, val: VOCDataset) -> Stage:
     return Stage("measures", identity, make, dict(classifier=classifier), finish)
 
 # %% ../nbs/method/10_chain.ipynb #748e6815
+def own_classes(
+    probabilities: torch.Tensor,  # (num_classes + 1, H, W)
+    class_ids: torch.Tensor,  # of the image
+) -> torch.Tensor:  # the same shape
+    "The same with 0 for every class that is not the image's own."
+    keep = torch.zeros(len(probabilities), dtype=torch.bool)
+    keep[0] = keep[class_ids] = True
+    return probabilities * keep.to(probabilities.device)[:, None, None]
+
 def relabel_stage(config: Config, segmenter: Stage, train: VOCDataset) -> Stage:
     "Labels of the training images from a trained network, restricted to each image's own classes."
     recipe = resolved(config.segmenter)
 
     def make(out: Path, needs: dict) -> None:
-        model, _, _ = load_segmenter(needs["segmenter"] / "model.safetensors")
-        model.to(default_device())
-        for i in progress_bar(mine(len(train)), "relabel"):
-            if not is_mask(out / f"{train.ids[i]}.png"):
-                scores = predict(model, train.image(i), scales=recipe.test_scales, flip=recipe.test_flip,
-                                 precision=recipe.precision)  # (classes, H, W)
-                own = torch.cat([torch.zeros(1, dtype=torch.int64), train.class_ids(i)])
-                best = scores[own.to(scores.device)].argmax(0).cpu()
-                write_mask(out / f"{train.ids[i]}.png", own[best].to(torch.uint8))
+        part = Part(train, mine(len(train)))
+        predict_with(replace(recipe, crf=False), needs["segmenter"], part, out,
+                     lambda found, i: own_classes(found, part.class_ids(i)), "relabel")
 
     def finish(out: Path, needs: dict) -> dict:
         return _score_labels(out, train)

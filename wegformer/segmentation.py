@@ -327,14 +327,21 @@ def predict_dataset(
     crf: CRFParams | None = None,  # clean each prediction with a dense CRF
     precision: str = "no",
     workers: int = 0,  # processes for the CRF
+    adjust: Callable[[torch.Tensor, int], torch.Tensor] | None = None,  # (C, H, W) of image i -> those that count
+    desc: str = "predict",  # of the bar
 ) -> Path:  # the folder
     "Write a mask for every image of a data set that has no whole one in `out` yet."
     out = Path(out)
     todo = [i for i, name in enumerate(dataset.ids) if not is_mask(out / f"{name}.png")]
-    images = (dataset.image(i).as_subclass(torch.Tensor) for i in todo)
-    jobs = ((image, predict(model, image, scales=scales, flip=flip, precision=precision).cpu()) for image in images)
+
+    def job(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = dataset.image(i).as_subclass(torch.Tensor)
+        found = predict(model, image, scales=scales, flip=flip, precision=precision)
+        return image, (found if adjust is None else adjust(found, i)).cpu()
+
+    jobs = map(job, todo)
     results = (probabilities for _, probabilities in jobs) if crf is None else dense_crf_many(jobs, crf, workers)
-    bar = progress_bar(results, "predict", len(dataset.ids), initial=len(dataset.ids) - len(todo))
+    bar = progress_bar(results, desc, len(dataset.ids), initial=len(dataset.ids) - len(todo))
     for probabilities, i in zip(bar, todo):
         write_mask(out / f"{dataset.ids[i]}.png", probabilities.argmax(0).to(torch.uint8))
     return out

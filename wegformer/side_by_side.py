@@ -41,15 +41,15 @@ def _lacking(stage: Stage, cache: Path) -> int:
     "How many stages are to be made before this one is finished, itself included."
     return 0 if is_done(stage.folder(cache)) else 1 + sum(_lacking(need, cache) for need in stage.needs.values())
 
-def _missing(configs: Sequence[Config], cache: Path, workers: int) -> list[Config]:
-    "Those whose network is not measured yet, each once; first those that lack least."
+def _missing(configs: Sequence[Config], cache: Path, workers: int) -> list[tuple[Config, Stage]]:
+    "Those whose network is not measured yet, each once, with the stage of its labels; first those that lack least."
     found = {}
     for config in configs:
         with suppress(Exception):
             stages = chain(config, workers)
             if lacking := _lacking(stages.evaluation, cache):
-                found[stages.evaluation.key] = lacking, config
-    return [config for _, config in sorted(found.values(), key=lambda pair: pair[0])]
+                found[stages.evaluation.key] = lacking, config, stages.labels
+    return [(config, labels) for _, config, labels in sorted(found.values(), key=lambda one: one[0])]
 
 
 # %% ../nbs/workshop/13b_side_by_side.ipynb #531b9d5d
@@ -69,9 +69,9 @@ def side_by_side(
     at_once = min(threads, len(missing))
     pool, device, tasks = fresh_pool(at_once, [__name__], _begin, (threads // at_once,)), device_name(), []
     try:
-        for config in missing:
+        for config, labels in missing:
             with suppress(Exception):
-                run(chain(config, workers).labels, cache, log)
+                run(labels, cache, log)
                 tasks.append(pool.submit(_finish, config, cache, workers, device))
         for task in tqdm(as_completed(tasks), f"networks, {at_once} at a time", len(tasks)):
             with suppress(Exception):
