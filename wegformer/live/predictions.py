@@ -21,7 +21,7 @@ from ..figures import label_rgb
 from .canvas import FAINT, GAP, INK, PANEL, below, beside, fitted, font, heat, panel, pixels
 from .figure import Choice, Drawn, LiveFigure, Slider, Target
 from .labels import agreement, height_of, picture_knob, truth_rgb
-from .maps import clickable, place_knobs
+from .maps import clickable, painted, place_knobs
 from .samples import Album
 from ..pipeline import trivial_label
 from ..pseudo_labels import LABEL_RULES, LabelRule, class_scores, pseudo_label
@@ -69,14 +69,10 @@ def pull(
 
 def changes_rgb(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None, image) -> np.ndarray:
     "What became right in green, what became wrong in red, other changes in yellow, over the grey picture."
-    grey = np.asarray(image).mean(0)[..., None].repeat(3, -1)
     changed = before != after
     truth = torch.full_like(after, IGNORE) if mask is None else mask
-    kinds = ((changed, (255, 235, 0)), (changed & (after == truth), (0, 170, 60)),
-             (changed & (before == truth), (230, 0, 0)))
-    for where, colour in kinds:
-        grey[np.asarray(where)] = 0.25 * grey[np.asarray(where)] + 0.75 * np.array(colour)
-    return grey.astype(np.uint8)
+    return painted(image, ((changed, (255, 235, 0)), (changed & (after == truth), (0, 170, 60)),
+                           (changed & (before == truth), (230, 0, 0))), 0.75)
 
 # %% ../../nbs/workshop/16af_live_predictions.ipynb #1e83e149
 _CRF = {"iterations": Slider("mean-field steps", 5, 0, 10, 1),
