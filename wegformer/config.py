@@ -168,19 +168,20 @@ def diff(config: Config, base: Config) -> dict[str, Any]:
 # %% ../nbs/workshop/12_config.ipynb #607138de
 _TOY = {
     "data.train_split": "train",
-    "classifier.model": "vit_toy_patch8_96", "classifier.steps": 1200, "classifier.batch_size": 16,
-    "classifier.lr": 3e-4, "classifier.weight_decay": 0.05, "classifier.schedule": "cosine",
-    "classifier.crop_size": 64, "classifier.resize": (64, 104), "classifier.jitter": (0.1, 0.1, 0.1, 0.0),
-    "classifier.eval_long_side": 128, "classifier.eval_every": 600,
+    "classifier.model": "vit_toy_patch8_96", "classifier.steps": 500, "classifier.batch_size": 8,
+    "classifier.lr": 6e-4, "classifier.head_lr": 10.0, "classifier.weight_decay": 0.05,
+    "classifier.schedule": "cosine",
+    "classifier.crop_size": 96, "classifier.resize": (96, 136), "classifier.jitter": (0.1, 0.1, 0.1, 0.0),
+    "classifier.eval_long_side": 128, "classifier.eval_every": 500,
     "attention.long_side": 128, "attention.scales": (0.5, 1.0),
     "segmenter.backbone": "resnet_toy", "segmenter.decoder_channels": 96, "segmenter.atrous_rates": (1, 2, 4),
-    "segmenter.dropout": 0.0, "segmenter.crop": 80, "segmenter.batch_size": 16, "segmenter.steps": 600,
+    "segmenter.dropout": 0.0, "segmenter.crop": 80, "segmenter.batch_size": 16, "segmenter.steps": 250,
     "segmenter.scale_range": (0.75, 1.25), "segmenter.optimizer": "adamw", "segmenter.lr": 6e-3,
     "segmenter.backbone_lr": 0.3, "segmenter.weight_decay": 0.01,
     "segmenter.test_scales": (1.0,), "segmenter.crf": False,
 }
 _SMOKE = _TOY | {
-    "data.toy_train": 24, "data.toy_val": 8, "classifier.steps": 6, "classifier.batch_size": 8,
+    "data.toy_train": 24, "data.toy_val": 8, "classifier.steps": 6,
     "attention.scales": (1.0,),
     "segmenter.steps": 6, "segmenter.batch_size": 4, "segmenter.test_flip": False,
     "pretrain.images": 24, "pretrain.mask_steps": 6, "pretrain.label_steps": 6,

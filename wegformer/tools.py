@@ -101,7 +101,7 @@ class Saliency:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    "Make the initial weights that the package ships for its toy models (some two hours on two cores)."
+    "Make the initial weights that the package ships for its toy models (some two and a half hours on two cores)."
     config: Annotated[InitialConfig, tyro.conf.arg(name="")] = InitialConfig()
     out: Path = Path("wegformer/weights")  # folder for the two files
     work: Path = Path("runs/initial")  # folder for checkpoints
