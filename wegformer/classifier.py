@@ -128,6 +128,7 @@ class ClassifierConfig:
     steps: int = 6614  # optimiser steps; 10 epochs of train_aug (10,582 images) at batch 16; 0: use it as it is
     batch_size: int = 16  # images (paper)
     lr: float = 5e-5  # AdamW (MECPformer)
+    head_lr: float = 1.0  # factor on lr for the head, which is new
     weight_decay: float = 5e-4  # MECPformer's; the paper gives it for the segmentation network only
     schedule: str = "constant"  # or "cosine", "poly"
     crop_size: int = 224  # pixels (paper)
@@ -142,7 +143,7 @@ class ClassifierConfig:
         check_fields(self, "classifier.", {
             "batch_size crop_size resize eval_long_side eval_every output_stride": at_least(1),
             "steps": at_least(0),
-            "lr": more_than(0), "weight_decay jitter": at_least(0), "flip": between(0, 1), "resize": ASCENDING,
+            "lr head_lr": more_than(0), "weight_decay jitter": at_least(0), "flip": between(0, 1), "resize": ASCENDING,
             "schedule": one_of(SCHEDULES), "jitter": Rule(lambda j: j[3] <= 0.5, "a hue of at most 0.5", whole=True)})
 
 # %% ../nbs/method/01_classifier.ipynb #f442b7d8
@@ -227,9 +228,11 @@ def train_classifier(
     if not config.steps:
         history = [] if val is None else [dict(step=0, **evaluate(model.to(device or default_device()).eval()))]
         return _save(model, config, train, out, history)
-    learnt = [p for p in learner.parameters() if p.requires_grad]
+    head = [p for p in model.get_classifier().parameters() if p.requires_grad]
+    body = [p for p in learner.parameters() if p.requires_grad and not any(p is q for q in head)]
+    groups = [dict(params=body), dict(params=head, lr=config.lr * config.head_lr)]
     history = fit(
-        learner, loss, torch.optim.AdamW(learnt, lr=config.lr, weight_decay=config.weight_decay, fused=True),
+        learner, loss, torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True),
         ClassificationSet(train, train_transform(config, model)), steps=config.steps, batch_size=config.batch_size,
         out=out, seed=seed, schedule=SCHEDULES[config.schedule](config.steps),
         precision=resolve_precision(config.precision), device=device or default_device(), workers=workers,
