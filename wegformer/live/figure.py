@@ -170,8 +170,14 @@ function render({ model, el }) {
   img.addEventListener("pointerdown", tell);
   img.addEventListener("pointermove", (event) => { if (event.buttons) tell(event); });
   ["value", "alt", "clickable"].forEach((name) => model.on(`change:${name}`, show));
+  const name = () => {  // what ipywidgets does not: a slider's handle is called what its label says
+    for (const slider of el.closest(".widget-vbox")?.querySelectorAll(".widget-slider") ?? []) {
+      slider.querySelector("[role=slider]").setAttribute("aria-label", slider.querySelector("label").textContent);
+    }
+  };
   show();
   el.appendChild(img);
+  new IntersectionObserver(name).observe(img);  // called when the figure comes in sight
 }
 export default { render };
 """
@@ -201,7 +207,8 @@ def picture_class() -> type:
 def _control(knob: Knob) -> Any:
     "The ipywidgets control of a knob."
     import ipywidgets as w
-    style = dict(description=knob.label, style=dict(description_width="11em"), layout=w.Layout(width="27em"))
+    style = dict(description=knob.label, style=dict(description_width="11em"),
+                 layout=w.Layout(width="27em", max_width="100%"))
     if isinstance(knob, Switch):
         return w.Checkbox(knob.value, indent=True, **style)
     if isinstance(knob, Choice):
@@ -218,7 +225,8 @@ class Shell:
         self.figure, self.quiet, self.drawn = figure, False, None
         self.controls = {name: _control(knob) for name, knob in figure.knobs.items()}
         self.picture, self.words = picture_class()(), w.HTML()
-        self.file = None if figure.upload is None else w.FileUpload(accept="image/*", description="your own picture")
+        self.file = None if figure.upload is None else w.FileUpload(
+            accept="image/*", description="your own picture", layout=w.Layout(width="max-content"))
         knobs = w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap"))
         self.box = w.VBox([knobs, *([self.file] if self.file else []), self.words, self.picture])
 
