@@ -29,10 +29,10 @@ web/node_modules/.done: web/package.json web/package-lock.json
 	cd web && npm ci
 	touch $@
 
-test-browser: docs  ## the site and its live page, in Chromium
+test-browser: docs  ## the site, its live page, and notebooks in JupyterLab, in Chromium
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	{ echo "The browser tests need Chromium: apt-get install chromium" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(PY)/python -m pytest tests/browser
+	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadfile -rP tests/browser  # -rP: times, and where screenshots lie
 
 torture: setup  ## kills, full disks, hostile files, races, damaged data: some 20 minutes; docs/reliability.md tells
 	$(PY)/python -m torture

@@ -1,15 +1,15 @@
 "The live page in Chromium: what it shows is what the package computes, it takes any file, and anyone can use it."
 
 import base64
-import hashlib
-import io
 import json
+import os
 import statistics
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import AXE, ROOT, file, photograph, shown_pixels
 from PIL import Image
 from torch.nn import functional as F
 
@@ -61,8 +61,7 @@ def state(page):
 def shown(page, panel):
     "What a panel's pixels are, in short."
     settle(page)
-    address = page.evaluate("(id) => document.getElementById(id).toDataURL()", panel)
-    return hashlib.sha256(address.encode()).hexdigest()
+    return shown_pixels(page.locator(f"#{panel}"))
 
 
 def slide(page, field, value):
@@ -96,7 +95,12 @@ def model():
 
 
 def check_maps(found, model):
-    "The network saw the picture that torchvision makes, and its logits and maps are PyTorch's."
+    """The network saw the picture that torchvision makes, and its logits and maps are the package's.
+
+    Maps are compared with those of float64. Relevance is divided by sums that may be close to zero, and a class's own
+    small map is stretched to 1: on some pictures PyTorch's float32 itself is off by more than 1e-4. There the page may
+    be off by ten times as much, elsewhere by 1e-4.
+    """
     picture = rgb(found["picture"], found["height"], found["width"])
     view = resize_to_patches(picture, ABOUT["long_side"], patch_size(model))
     assert view.shape[1:] == tuple(found["viewSize"])
@@ -105,10 +109,18 @@ def check_maps(found, model):
     logits = model(x).detach()[0]
     assert np.allclose(found["logits"], logits, atol=1e-4)
     every = torch.tensor([[0, c] for c in range(len(logits))])
-    maps = dtd_maps(model, x, every)
-    assert np.allclose(found["maps"], maps.flatten(), atol=1e-4 * float(maps.max()))
-    large = F.interpolate(maps[None], picture.shape[1:], mode="bilinear", align_corners=False)[0]
-    assert np.allclose(found["attention"], min_max(large).flatten(1), atol=1e-4)
+    exact, rounded = (dtd_maps(deepcopy(model).to(dtype), x.to(dtype), every) for dtype in (torch.float64, x.dtype))
+
+    def attention(maps):
+        large = F.interpolate(maps[None], picture.shape[1:], mode="bilinear", align_corners=False)[0]
+        return min_max(large).flatten(1)
+
+    def check(page, exact, rounded):
+        allowed = max(1e-4, 10 * float((rounded - exact).abs().max() / exact.max()))
+        assert float((torch.from_numpy(page) - exact).abs().max() / exact.max()) <= allowed
+
+    check(found["maps"], exact.flatten(), rounded.flatten())
+    check(np.stack(found["attention"]), attention(exact), attention(rounded))
 
 
 def test_every_sample_gives_the_packages_maps_and_label(open_page, model):
@@ -231,18 +243,6 @@ def test_saliency_is_painted_by_pointer_and_by_keyboard(open_page):
 # ---- files ----
 
 
-def photograph(size, mode="RGB", seed=0):
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
-
-
-def file(picture, name, **options):
-    buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    kind = "image/jpeg" if name.endswith("jpg") else "image/png"
-    return dict(name=name, mimeType=kind, buffer=buffer.getvalue())
-
-
 def upload(page, named):
     page.locator("#file").set_input_files(named)
     page.locator("#status", has_text=named["name"]).wait_for()
@@ -330,7 +330,7 @@ SMALL = """() => {
   }
   return small;
 }"""
-AXE = """() => axe.run(document).then(({violations}) => violations.map(
+FINDINGS = """() => axe.run(document).then(({violations}) => violations.map(
   ({id, impact, nodes}) => ({id, impact, nodes: nodes.map((n) => n.html.slice(0, 120))})))"""
 
 
@@ -347,8 +347,8 @@ def test_legible_and_accessible(open_page, tmp_path, width, scheme):
     assert min(widths) >= 300
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) > 384) == (scheme == "light")
-    page.evaluate((ROOT / "web/node_modules/axe-core/axe.min.js").read_text())
-    found = page.evaluate(AXE)
+    page.evaluate(AXE.read_text())
+    found = page.evaluate(FINDINGS)
     print([(v["id"], v["impact"]) for v in found])
     assert [v for v in found if v["impact"] in ("serious", "critical")] == []
 
@@ -384,6 +384,13 @@ def test_everything_is_reached_by_keyboard(open_page):
 # ---- time ----
 
 
+MEASURED = """(name) => {
+  globalThis.measured = new Promise((done) => new PerformanceObserver((list, observer) => {
+    if (list.getEntriesByName(name).length) { observer.disconnect(); done(); }
+  }).observe({type: "measure"}));
+}"""  # a promise: who looks again and again whether the page is ready lets its thread compute, too
+
+
 class Clock:
     "Time on the wall, by the page's own measures, and time that its thread computed, which no other load adds to."
 
@@ -400,31 +407,30 @@ class Clock:
         self.page.evaluate("(name) => performance.clearMeasures(name)", name)
         computed = []
         for k in range(times):
+            self.page.evaluate(MEASURED, name)
             before = self._computed()
             act(k)
-            settle(self.page)
+            self.page.evaluate("() => measured")
             computed.append(self._computed() - before)
         wall = self.page.evaluate("(name) => performance.getEntriesByName(name).map((e) => e.duration)", name)
         assert len(wall) >= times
         return statistics.median(wall), statistics.median(computed)
 
 
-def test_a_map_within_300_ms_and_a_redraw_within_200_ms_on_one_core(open_page, capsys):
+def test_a_map_within_300_ms_and_a_redraw_within_200_ms_on_one_core(open_page):
     page = open_page()
     clock, count = Clock(page), len(ABOUT["samples"])
     own = [file(photograph((900, 700), seed=k), f"own{k}.png", format="PNG") for k in range(5)]
 
     def sample(k):
-        page.locator("#samples button").nth(k % count).click()
-        page.locator(f"#samples button:nth-child({k % count + 1})[aria-pressed=true]").wait_for()
+        page.locator("#samples button").nth((k + 1) % count).evaluate("(button) => button.click()")
 
     times = {}
     times["sample"] = clock.medians("map", sample, 2 * count)
     times["sample, redraw"] = clock.medians("redraw", lambda k: slide(page, "erase_rate", 0.2 + 0.02 * k), 20)
-    times["photograph"] = clock.medians("map", lambda k: upload(page, own[k]), len(own))
+    times["photograph"] = clock.medians("map", lambda k: page.locator("#file").set_input_files(own[k]), len(own))
     times["photograph, redraw"] = clock.medians("redraw", lambda k: slide(page, "erase_rate", 0.2 + 0.02 * k), 20)
-    with capsys.disabled():
-        for what, (wall, computed) in times.items():
-            print(f"\n{what}: {wall:.0f} ms, of them {computed:.0f} ms computed (medians)", end="")
+    for what, (wall, computed) in times.items():
+        print(f"{what}: {wall:.0f} ms, of them {computed:.0f} ms computed (medians); load {os.getloadavg()[0]:.1f}")
     for what, (_, computed) in times.items():
         assert computed < (200 if "redraw" in what else 300), what

@@ -1,13 +1,9 @@
 "The built site in a browser without a network: it is complete, legible on a laptop and a phone, and accessible."
 
-from pathlib import Path
-
 import pytest
+from conftest import AXE, ROOT, TIMEOUT, WIDTHS
 
-ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "site"
-AXE = ROOT / "docs/site/node_modules/axe-core/axe.min.js"
-WIDTHS = {"laptop": (1400, 900), "phone": (390, 844)}
 PAGES = ["index.html", "nbs/index.html", "nbs/method/02_rules.html", "nbs/tables/table2.html"]
 PAGES += ["api/wegformer.relevance.html", "docs/glossary.html"]
 
@@ -28,7 +24,7 @@ def open_page(chromium):
     def open_page(path, width="laptop", scheme="light"):
         size = dict(zip(("width", "height"), WIDTHS[width]))
         context = chromium.new_context(viewport=size, color_scheme=scheme, offline=True, reduced_motion="reduce")
-        context.set_default_timeout(120_000)  # milliseconds: a machine may be busy with something else
+        context.set_default_timeout(TIMEOUT)
         opened.append(context)
         page = context.new_page()
         page.fetched, page.errors = [], []
@@ -73,9 +69,9 @@ def test_search_finds_a_page(open_page, width):
     page.locator(".md-search__input").press_sequentially("soft erase")  # the theme listens to keys
     first = page.locator(".md-search-result__link").first
     first.wait_for(state="visible")
-    assert "06_soft_erase.html" in first.get_attribute("href")
+    assert "_soft_erase.html" in first.get_attribute("href")  # the method's page, or the course's
     first.click()
-    assert page.locator("h1").inner_text().startswith("Soft erase")
+    assert "Soft erase" in page.locator("h1").inner_text()
 
 
 def test_dark_mode_stays_from_page_to_page(open_page):

@@ -223,8 +223,14 @@ function render({ model, el }) {
   img.addEventListener("pointermove", tell);
   img.addEventListener("lostpointercapture", () => { if (stroke && model.get("takes")) send(); stroke = null; });
   ["value", "alt", "takes"].forEach((name) => model.on(`change:${name}`, show));
+  const name = () => {  // what ipywidgets does not: a slider's handle is called what its label says
+    for (const slider of el.closest(".widget-vbox")?.querySelectorAll(".widget-slider") ?? []) {
+      slider.querySelector("[role=slider]").setAttribute("aria-label", slider.querySelector("label").textContent);
+    }
+  };
   show();
   el.appendChild(img);
+  new IntersectionObserver(name).observe(img);  // called when the figure comes in sight
 }
 export default { render };
 """
@@ -271,7 +277,8 @@ def _control(knob: Knob) -> Any:
         wiper = _wiper_class()(description=knob.label, value=knob.value, layout=w.Layout(width="27em"))
         wiper.on_click(lambda _: wiper.set_trait("value", ()))
         return wiper
-    style = dict(description=knob.label, style=dict(description_width="11em"), layout=w.Layout(width="27em"))
+    style = dict(description=knob.label, style=dict(description_width="11em"),
+                 layout=w.Layout(width="27em", max_width="100%"))
     if isinstance(knob, Switch):
         return w.Checkbox(knob.value, indent=True, **style)
     if isinstance(knob, Choice):
@@ -289,7 +296,8 @@ class Shell:
         self.number, self.before = None, ()  # of the stroke that is being drawn, and what was painted before it
         self.controls = {name: _control(knob) for name, knob in figure.knobs.items()}
         self.picture, self.words = picture_class()(), w.HTML()
-        self.file = None if figure.upload is None else w.FileUpload(accept="image/*", description="your own picture")
+        self.file = None if figure.upload is None else w.FileUpload(
+            accept="image/*", description="your own picture", layout=w.Layout(width="max-content"))
         place = w.Layout(flex_flow="row wrap", max_height="15em", overflow="auto")  # the picture stays in sight
         knobs = w.HBox(list(self.controls.values()), layout=place)
         self.box = w.VBox([knobs, *([self.file] if self.file else []), self.words, self.picture])
