@@ -61,9 +61,7 @@ def test_normalize_uses_the_models_statistics():
     "name, words",
     [
         ("deit_base_patch16_223", "not known to timm .* deit_base_patch16_224"),
-        ("vit_base_patch16_siglip_224", "no class token"),
         ("vit_relpos_small_patch16_224", "does not take|its features are"),
-        ("swin_tiny_patch4_window7_224", "does not take|its features are"),
         ("mixer_s32_224", "does not take|its features are"),
         ("vgg11", r"its features are \(1, 512, 3, 4\), its head reads 4096"),
         ("mobilenetv3_small_050", "its features are .* its head reads 1024"),
@@ -77,6 +75,17 @@ def test_normalize_uses_the_models_statistics():
 def test_what_cannot_be_explained_is_refused(name, words):
     with pytest.raises(InputError, match=words):
         create_classifier(name, pretrained=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_siglip_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"]
+)
+def test_other_transformers_take_photographs_of_any_shape(name):
+    net = create_classifier(name, 4, pretrained=False)
+    patch = patch_size(net)
+    assert patch == net.patch_embed.patch_size[0] > 1
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 5 * patch, 7 * patch)).shape == (1, 4)
 
 
 @pytest.mark.parametrize(

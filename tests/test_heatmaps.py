@@ -162,8 +162,10 @@ def test_cnn_cam_at_finer_output_strides(stride, shape):
     with torch.no_grad():
         scores = (model(images) - model.fc.bias)[pairs[:, 0], pairs[:, 1]]
     assert maps.shape[1:] == shape and torch.allclose(maps.mean((1, 2)), scores, atol=1e-4)
+    grad_cam = maps.clamp(min=0) / maps[0].numel()  # behind an average the gradient is the head's weight
+    assert torch.allclose(grad_cam_maps(model, images, pairs), grad_cam)
     for name, method in METHODS.items():
-        if name != "cam":
+        if name not in ("cam", "grad_cam"):
             with pytest.raises(InputError):
                 method.function(model, images, pairs)
 
@@ -288,7 +290,7 @@ def test_bad_input(method, images, pairs, reason):
         METHODS[method].function(random_vit(), images, torch.tensor(pairs))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "cam"])  # CAM takes a CNN
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("cam", "grad_cam")])  # these take a CNN
 def test_other_models(method):
     with pytest.raises(InputError, match="ResNet is not supported"):
         METHODS[method].function(timm.create_model("resnet18").eval(), randn(1, 3, 32, 32), torch.tensor([[0, 0]]))

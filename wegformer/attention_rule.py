@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .kernels.launch import call_kernel, use_kernels
+from .vit_steps import Rotary
 
 # %% ../nbs/workshop/07a_attention_rule.ipynb #625202c2
 def inverse(
@@ -34,6 +35,7 @@ class Walk:
     R: torch.Tensor | None  # (B, C, n, ...) relevance
     G: torch.Tensor | None  # (B, C, n, ...) gradient of the class's logit; None: relevance alone
     row: torch.Tensor  # (B, C, n) the row of the product of the blocks above
+    base: torch.Tensor | None = None  # (B, C, n) what the row started with, where it is left out of it
 
 @dataclass(frozen=True)
 class Switches:
@@ -51,6 +53,7 @@ class Heads:
     v: torch.Tensor  # (B, h, N, d) values
     o: torch.Tensor  # (B, h, n, d) what the queries read
     scale: float  # of the scores in the softmax
+    rotary: Rotary | None = None  # how queries and keys were turned by their place
 
 def split_heads(
     x: torch.Tensor,  # (..., n, h*d)
@@ -149,7 +152,13 @@ class _Sums:
 
     def walk(self, heads: Heads, row: torch.Tensor) -> Walk:
         "The sums times what they stand for: see the table."
-        for i, factor in enumerate((heads.q / 4, heads.k / 4, heads.v / 2)):
+        q, k = heads.q, heads.k
+        if heads.rotary is not None:  # what arrives at turned queries and keys is turned back
+            q, k = heads.rotary.turn(q, back=True), heads.rotary.turn(k, back=True)
+            for i in range(2):
+                part = self.out[:, :, :, :, i].transpose(3, 4)  # (W, B, C, h, N, d)
+                part.copy_(heads.rotary.turn(part, back=True))
+        for i, factor in enumerate((q / 4, k / 4, heads.v / 2)):
             self.out[0, :, :, :factor.shape[2], i].mul_(factor.transpose(1, 2)[:, None])
         return Walk(self.out[0], self.out[1] if self.W == 2 else None, row)
 
@@ -161,6 +170,7 @@ def _tiled_attention_rule(
     row: torch.Tensor,  # (B, C, n)
     switches: Switches,
     room: int,  # numbers in a tile
+    base: torch.Tensor | None = None,  # (B, C, n) what the row started with, where it is left out of it
 ) -> Walk:  # at queries, keys and values
     "`attention_rule` in PyTorch."
     B, C, h, n, d = S.shape
@@ -168,6 +178,7 @@ def _tiled_attention_rule(
     T = torch.stack([x.transpose(1, 2) for x in (S, G) if x is not None], 2).flatten(2, 3)  # (B, h, W*C, n, d)
     delta = None if G is None else (G * heads.o[:, None]).sum(-1, keepdim=True).transpose(1, 2)  # (B, h, C, n, 1)
     new_row = F.pad(row, (0, N - n))
+    row = row if base is None else row + base
     sums = _Sums(heads, W, C) if switches.below else None
     for at in _tiles(B, h, n, W * C * N, room):
         images, which, rows = at
@@ -212,6 +223,8 @@ def attention_rule(
     h = heads.q.shape[1]
     S = split_heads(walk.R, h) * inverse(heads.o)[:, None]  # (B, C, h, n, d)
     G = None if walk.G is None else split_heads(walk.G, h)
-    if heads.q.shape[-1] <= 128 and use_kernels(heads.q):
+    known = walk.base is None and (heads.rotary is None or not switches.below)  # to the kernel
+    if known and heads.q.shape[-1] <= 128 and use_kernels(heads.q):
         return _kernel_attention_rule(heads, S, G, walk.row, switches)
-    return _tiled_attention_rule(heads, S, G, walk.row, switches, room or TILE.get(S.device.type, TILE["cpu"]))
+    room = room or TILE.get(S.device.type, TILE["cpu"])
+    return _tiled_attention_rule(heads, S, G, walk.row, switches, room, walk.base)

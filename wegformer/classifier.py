@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['mean_std', 'normalize', 'patch_size', 'size_of_whole_patches', 'resize_to_patches', 'label_loss', 'predict_logits',
            'average_precision', 'mean_average_precision', 'ClassifierConfig', 'RandomLongSide', 'train_transform',
-           'ClassificationSet', 'train_classifier', 'feature_fault', 'average_fault', 'create_classifier', 'check_crop',
-           'check_blocks', 'load_classifier']
+           'ClassificationSet', 'train_classifier', 'channels_first', 'feature_fault', 'average_fault',
+           'create_classifier', 'check_crop', 'check_blocks', 'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
 import copy, difflib, json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,6 @@ import safetensors
 import timm
 import timm.data
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.data import Dataset
 from torchmetrics.functional.classification import binary_average_precision
@@ -57,7 +57,7 @@ def patch_size(
     model: nn.Module,  # of `create_classifier`
 ) -> int:  # pixels; 1 for a CNN, which takes any size
     "What both sides of an input must be multiples of."
-    return model.patch_embed.patch_size[0] if isinstance(model, VisionTransformer) else 1
+    return getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
 
 def size_of_whole_patches(
     size: tuple[int, int],  # (H, W)
@@ -119,7 +119,7 @@ def mean_average_precision(
 @dataclass(frozen=True)
 class ClassifierConfig:
     "How the classifier is made and trained."
-    model: str = "deit_base_patch16_224.fb_in1k"  # a timm ViT with a class token, or a CNN
+    model: str = "deit_base_patch16_224.fb_in1k"  # a timm ViT, or a CNN
     pretrained: bool = True  # start from timm's weights
     weights: Annotated[str | None, PATH] = None  # start from this checkpoint instead
     # with steps=0: a text that names the classes of its logits, one a line; default: what stands with the weights
@@ -241,6 +241,11 @@ def train_classifier(
     return _save(model, config, train, out, history)
 
 # %% ../nbs/method/01_classifier.ipynb #ae8582f3
+def channels_first(net: nn.Module, x: torch.Tensor, back: bool = False) -> torch.Tensor:  # (B, C, h, w)
+    "A network's features with the channels first (a Swin has them last); `back`: as the network has them."
+    last = getattr(net, "output_fmt", "NCHW") == "NHWC" and x.ndim == 4
+    return x if not last else x.permute(0, 2, 3, 1) if back else x.permute(0, 3, 1, 2)
+
 @torch.no_grad()
 def feature_fault(
     net: nn.Module,  # a CNN; its weights may be on the device meta
@@ -253,7 +258,7 @@ def feature_fault(
     if type(head) not in (nn.Linear, timm.layers.Linear):
         return f"its head is of type {type(head).__name__}"
     try:
-        features = net.forward_features(torch.zeros(1, 3, H, W, device=head.weight.device))
+        features = channels_first(net, net.forward_features(torch.zeros(1, 3, H, W, device=head.weight.device)))
     except (RuntimeError, AssertionError) as error:
         return f"it does not take a picture of {H}x{W} ({type(error).__name__})"
     if features.ndim != 4 or features.shape[1] != head.in_features:
@@ -271,25 +276,24 @@ def average_fault(net: nn.Module) -> str | None:
             nn.init.normal_(weight)
     head = net.get_classifier()
     noise = torch.randn(1, head.in_features, 3, 4, generator=torch.Generator().manual_seed(0), device="cpu")
-    if not torch.allclose(net.forward_head(noise), head(noise.mean((2, 3))), atol=1e-4):
+    if not torch.allclose(net.forward_head(channels_first(net, noise, back=True)), head(noise.mean((2, 3))), atol=1e-4):
         return "more than an average lies between its features and its head"
 
 def _fault(net: nn.Module, output_stride: int | None) -> str | None:
     "Why `net` is of no use here; None when it is."
-    if not isinstance(net, VisionTransformer):
+    if not isinstance(net, (timm.models.VisionTransformer, timm.models.Eva)):
         return feature_fault(net, output_stride) or average_fault(net)
-    if net.cls_token is None or net.global_pool != "token":
-        return "it has no class token that its head reads"
+    if net.global_pool not in ("token", "avg", "map"):
+        return f"its head pools with global_pool={net.global_pool!r}"
     if output_stride is not None:
         return f"it is a ViT, whose patches are its cells, so output_stride={output_stride} means nothing to it"
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e21
 def _create(model: str, output_stride: int | None, **options) -> nn.Module:
     "timm's network of that name, for inputs of any size."
-    try:
-        return timm.create_model(model, dynamic_img_size=True, **options)  # ViTs need it, CNNs do not know the word
-    except TypeError:
-        pass
+    for words in ({"dynamic_img_size": True}, {"strict_img_size": False}):  # of ViTs, of Swin; a CNN knows neither
+        with suppress(TypeError):
+            return timm.create_model(model, **words, **options)
     try:
         return timm.create_model(model, output_stride=output_stride, **options)  # timm leaves out what is None
     except (TypeError, AssertionError) as error:
@@ -299,7 +303,7 @@ def _create(model: str, output_stride: int | None, **options) -> nn.Module:
                          "or 8, 16 or 32 where the model has the option.") from error
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e24
-_EXPECTED = "expected a timm ViT with a class token, or a CNN with a linear head behind the average of its features"
+_EXPECTED = "expected a timm ViT, or a CNN with a linear head behind the average of its features"
 
 _SOURCES = ("hf-hub", "local-dir")  # of a name's beginning: timm reads the network from there
 
@@ -314,7 +318,7 @@ def _check_name(model: str) -> None:
                          f"expected one such as: {', '.join(near) or 'deit_base_patch16_224'}.")
 
 def create_classifier(
-    model: str = "deit_base_patch16_224.fb_in1k",  # a timm ViT with a class token, or a CNN
+    model: str = "deit_base_patch16_224.fb_in1k",  # a timm ViT, or a CNN
     num_classes: int | None = 20,  # logits; None: those of the pretrained weights, head and all
     pretrained: bool = True,  # timm's weights (downloaded once)
     weights: Path | None = None,  # a local checkpoint in their place; a head of another number of classes is left out
@@ -352,7 +356,7 @@ def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its number o
                          f"({type(error).__name__}: {short_cause(error)}).") from error
     except (RuntimeError, NotImplementedError):  # it computes something when it is made
         return 1, 0
-    return patch_size(net), len(net.blocks) if isinstance(net, VisionTransformer) else 0
+    return patch_size(net), len(net.blocks) if isinstance(net, (timm.models.VisionTransformer, timm.models.Eva)) else 0
 
 def check_crop(
     model: str,  # timm's name

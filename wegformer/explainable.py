@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import timm
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -18,6 +19,7 @@ from .attention import AttentionConfig
 from .classifier import create_classifier
 from .data import InputError
 from .heatmaps import METHODS, HeatMap
+from .vit_steps import attentions
 
 # %% ../nbs/workshop/09b_explainable.ipynb #34ab0aab
 def _builder(model: str) -> Callable | None:
@@ -59,7 +61,7 @@ def _depth_or_fault(
     except InputError as error:
         return InputError(f"attention.method is {method.name!r}, which cannot explain classifier.model {model!r}: "
                           f"{error}")
-    return len(net.blocks) if isinstance(net, VisionTransformer) else 0
+    return attentions(net) if isinstance(net, (VisionTransformer, Eva)) else 0
 
 # %% ../nbs/workshop/09b_explainable.ipynb #d810ac53
 def _option_fault(config: AttentionConfig, depth: int) -> str | None:

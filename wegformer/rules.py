@@ -199,12 +199,11 @@ def _plain_map(model, image, c, start, clamp, gradient, seed):
 
 # %% ../nbs/method/02_rules.ipynb #07a8a947
 def check_options(
-    model: nn.Module,  # timm ViT
+    depth: int,  # blocks of the ViT
     start_block: int | None,  # the first block that takes part; None: the last
     seed: str,  # "one_hot" or "logit"
 ) -> int:  # the first block that takes part
     "Check what all maps of relevance can be asked; InputError names the option."
-    depth = len(model.blocks)
     if start_block is not None and (type(start_block) is not int or not 0 <= start_block < depth):
         raise InputError(f"start_block: expected None or a block from 0 to {depth - 1}, found {start_block!r}.")
     if seed not in ("one_hot", "logit"):
@@ -224,7 +223,7 @@ def dtd_maps_plain(
     "Heat maps by the published procedure, pair by pair through every layer: slow, the reference for `dtd_maps`."
     model = plain_model(model)
     h, w = check_inputs(model, images, pairs)
-    start = check_options(model, start_block, seed)
+    start = check_options(len(model.blocks), start_block, seed)
     with precise_mode(images.device):
         model = precise(model)
         maps = [_plain_map(model, images[i], c, start, clamp, gradient, seed) for i, c in pairs.tolist()]
