@@ -421,6 +421,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'wegformer.exits': { 'wegformer.exits.Stopped': ('workshop/exits.html#stopped', 'wegformer/exits.py'),
                                  'wegformer.exits.Stopped.__init__': ('workshop/exits.html#stopped.__init__', 'wegformer/exits.py'),
                                  'wegformer.exits._end': ('workshop/exits.html#_end', 'wegformer/exits.py'),
+                                 'wegformer.exits._heard_again': ('workshop/exits.html#_heard_again', 'wegformer/exits.py'),
                                  'wegformer.exits._in_words': ('workshop/exits.html#_in_words', 'wegformer/exits.py'),
                                  'wegformer.exits._keep_traceback': ('workshop/exits.html#_keep_traceback', 'wegformer/exits.py'),
                                  'wegformer.exits._no_memory': ('workshop/exits.html#_no_memory', 'wegformer/exits.py'),

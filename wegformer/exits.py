@@ -32,9 +32,32 @@ class Stopped(BaseException):
         self.number = number
 
 @contextlib.contextmanager
+def _heard_again(
+    came: list[int],  # the signals that came
+    lost: list[int],  # gets those whose exception was ignored
+) -> Iterator[None]:
+    "Send a signal to this process again when Python ignored the exception that it had raised."
+    told = sys.unraisablehook
+
+    def hear(ignored) -> None:
+        if not (came and isinstance(ignored.exc_value, (KeyboardInterrupt, Stopped))):
+            return told(ignored)
+        lost.append(came[-1])
+        again = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, came[-1]])
+        again.daemon = True  # nobody waits for it
+        again.start()
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = told
+
+# %% ../nbs/workshop/16c_exits.ipynb #15da56ac
+@contextlib.contextmanager
 def stoppable() -> Iterator[list[int]]:  # the signals that came
     "A block that SIGTERM and SIGHUP leave by `Stopped`, once; Ctrl-C by KeyboardInterrupt, as often as one insists."
-    came: list[int] = []
+    came, lost = [], []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield came
         return
@@ -44,7 +67,8 @@ def stoppable() -> Iterator[list[int]]:  # the signals that came
         if os.getpid() != process:  # a child that was forked: it has nothing to clean up
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif number == signal.SIGINT or not came:
+        elif number == signal.SIGINT or lost or not came:
+            lost.clear()
             came.append(number)
             logging.disable()
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
@@ -54,7 +78,8 @@ def stoppable() -> Iterator[list[int]]:  # the signals that came
         if before[number] is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        yield came
+        with _heard_again(came, lost):
+            yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
