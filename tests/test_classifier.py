@@ -13,6 +13,8 @@ from wegformer.classifier import (
     mean_average_precision,
     mean_std,
     normalize,
+    check_blocks,
+    check_crop,
     patch_size,
     predict_logits,
     resize_to_patches,
@@ -253,3 +255,16 @@ def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):
     load = f"from wegformer.classifier import load_classifier; print(load_classifier({str(path)!r})[2])"
     subprocess.run([sys.executable, "-c", make], check=True)
     assert "'a', 'b'" in subprocess.run([sys.executable, "-c", load], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_stem_whose_windows_overlap_has_no_patch():
+    "PVT's embedding has windows of 7 pixels, 4 apart: pictures need not be multiples of 7."
+    with torch.device("meta"):
+        assert patch_size(timm.create_model("pvt_v2_b0")) == 1
+    check_crop("pvt_v2_b0", 256)
+
+
+def test_an_attention_that_pools_counts_as_a_block():
+    check_blocks("vit_base_patch16_siglip_224", (12, None))
+    with pytest.raises(InputError, match="expected one of 0 to 12"):
+        check_blocks("vit_base_patch16_siglip_224", (13,))

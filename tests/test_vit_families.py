@@ -1,5 +1,8 @@
 "Other ViTs of timm: plain and fast agree, relevance is conserved, and the table of families tells the truth."
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -13,10 +16,10 @@ from wegformer.data import InputError
 from wegformer.heatmaps import METHODS
 from wegformer.relevance import dtd_maps
 from wegformer.rules import dtd_maps_plain
-from wegformer.step_rules import record_model, step_maps_plain, walk_down
+from wegformer.step_rules import record_model, record_step, step_maps_plain, step_rule, walk_down
 from wegformer.vit import random_vit
 from wegformer.vit_families import FAMILIES, SIZE, family_model, family_rows
-from wegformer.vit_steps import attentions, check_steps, read_steps, run_tokens, steps_fault
+from wegformer.vit_steps import Affine, attentions, check_steps, read_steps, run_tokens, steps_fault
 
 KNOWN = [family for family in FAMILIES if family.rule and steps_fault(family_model(family)) is None]
 PAIRS = torch.tensor([[0, 1], [0, 3], [1, 1]])
@@ -113,15 +116,21 @@ def test_a_standard_vit_is_steps_like_any_other(options):
 
 
 def test_two_attentions_side_by_side_are_one_of_twice_as_many_heads():
-    "The same function, written in two ways, has the same map."
+    "The same function, written in two ways, has the same relevance."
     family = next(f for f in FAMILIES if f.example == "vit_small_patch16_18x2_224")
     two = randomised(family)
     for block in two.blocks:
         for branch in (*block.attns, *block.ffns):
             branch.norm.load_state_dict(block.attns[0].norm.state_dict())
-    steps = read_steps(two)
-    assert [step.attend.heads for block in steps.blocks for step in block if step.attend] == [4, 4]
-    assert [len(step.norms) for block in steps.blocks for step in block] == [2, 2, 2, 2]
+    g = torch.Generator().manual_seed(3)
+    for step in (step for block in read_steps(two).blocks for step in block):
+        W, D = step.into.weight, step.out.weight.shape[0]
+        one = replace(step, norms=step.norms[:1], into=Affine(W[:, :D] + W[:, D:], step.into.bias))
+        assert len(step.norms) == 2 and (step.attend is None or step.attend.heads == 4)
+        x, R = torch.randn(2, 9, D, generator=g, dtype=torch.float64)
+        pairs = zip(*(step_rule(s, record_step(s, x, None), R) for s in (step, one)))
+        for a, b in pairs:
+            assert a is b or distance(a, b) < 1e-9
 
 
 @pytest.mark.parametrize("family", [f for f in KNOWN if "average" in f.rule or "pool" in f.rule], ids=lambda f: f.name)
@@ -199,6 +208,28 @@ def test_a_hook_a_gate_and_a_foreign_layer_in_eva_are_refused():
     model = family_model(family)
     model.blocks[0].adapter = nn.Linear(24, 24)
     assert "blocks.0.adapter is of type Linear" in steps_fault(model)
+
+
+def test_branches_that_differ_are_refused():
+    family = next(f for f in FAMILIES if f.example == "vit_small_patch16_18x2_224")
+    model = family_model(family)
+    model.blocks[0].ffns[1].mlp.act = nn.ReLU()
+    with pytest.raises(InputError, match="branches that differ"):
+        dtd_maps(model, pictures(torch.float32), PAIRS)
+    model = family_model(family)
+    model.blocks[0].attns[0].attn.k_norm = nn.LayerNorm(model.blocks[0].attns[0].attn.head_dim)
+    with pytest.raises(InputError, match="norms inside its branches"):
+        dtd_maps(model, pictures(torch.float32), PAIRS)
+
+
+@pytest.mark.parametrize("family", KNOWN, ids=lambda f: f.name)
+def test_autocast_around_it(family):
+    "Half precision below the maps, single precision in them."
+    model = family_model(family)
+    for method in (METHODS["dtd"].function, METHODS["grad_cam"].function, partial(dtd_maps, start_block=0)):
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = method(model, pictures(torch.float32), PAIRS)
+        assert maps.dtype == torch.float32 and maps.isfinite().all()
 
 
 def test_training_with_dropout_is_refused():

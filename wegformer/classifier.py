@@ -57,7 +57,8 @@ def patch_size(
     model: nn.Module,  # of `create_classifier`
 ) -> int:  # pixels; 1 for a CNN, which takes any size
     "What both sides of an input must be multiples of."
-    return getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+    embed = getattr(model, "patch_embed", None)  # of another type it is a CNN's stem: its windows may overlap
+    return embed.patch_size[0] if isinstance(embed, timm.layers.PatchEmbed) else 1
 
 def size_of_whole_patches(
     size: tuple[int, int],  # (H, W)
@@ -246,6 +247,8 @@ def channels_first(net: nn.Module, x: torch.Tensor, back: bool = False) -> torch
     last = getattr(net, "output_fmt", "NCHW") == "NHWC" and x.ndim == 4
     return x if not last else x.permute(0, 2, 3, 1) if back else x.permute(0, 3, 1, 2)
 
+_VITS = timm.models.VisionTransformer, timm.models.Eva
+
 @torch.no_grad()
 def feature_fault(
     net: nn.Module,  # a CNN; its weights may be on the device meta
@@ -281,10 +284,10 @@ def average_fault(net: nn.Module) -> str | None:
 
 def _fault(net: nn.Module, output_stride: int | None) -> str | None:
     "Why `net` is of no use here; None when it is."
-    if not isinstance(net, (timm.models.VisionTransformer, timm.models.Eva)):
+    if not isinstance(net, _VITS):
         return feature_fault(net, output_stride) or average_fault(net)
     if net.global_pool not in ("token", "avg", "map"):
-        return f"its head pools with global_pool={net.global_pool!r}"
+        return f"its head pools with global_pool={net.global_pool!r}, not by token, avg or map"
     if output_stride is not None:
         return f"it is a ViT, whose patches are its cells, so output_stride={output_stride} means nothing to it"
 
@@ -334,8 +337,7 @@ def create_classifier(
         if isinstance(error, InputError):
             raise
         of = "The pretrained weights of" if pretrained and weights is None else "Model"
-        cause = f"{type(error).__name__}: {short_cause(error)}"
-        raise InputError(f"{of} {model!r} could not be loaded ({cause}). "
+        raise InputError(f"{of} {model!r} could not be loaded ({type(error).__name__}: {short_cause(error)}). "
                          "Offline? Download the model's model.safetensors on another machine and pass weights=PATH, "
                          "or start from random weights with pretrained=False.") from error
     if fault := _fault(net, output_stride):
@@ -346,7 +348,7 @@ def create_classifier(
 
 # %% ../nbs/method/01_classifier.ipynb #79191342
 @cache
-def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its number of blocks, 0 for a CNN
+def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its blocks, with a pool that attends; a CNN's: 0
     "What a model's name says of it; nothing is computed, its weights have shapes only."
     try:
         with torch.device("meta"):
@@ -356,7 +358,7 @@ def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its number o
                          f"({type(error).__name__}: {short_cause(error)}).") from error
     except (RuntimeError, NotImplementedError):  # it computes something when it is made
         return 1, 0
-    return patch_size(net), len(net.blocks) if isinstance(net, (timm.models.VisionTransformer, timm.models.Eva)) else 0
+    return patch_size(net), len(net.blocks) + (net.attn_pool is not None) if isinstance(net, _VITS) else 0
 
 def check_crop(
     model: str,  # timm's name
@@ -365,8 +367,7 @@ def check_crop(
 ) -> None:
     "InputError when timm does not know the model, or the crop is no multiple of its patch."
     _check_name(model)
-    patch, _ = _shape_of(model)
-    if crop_size % patch:
+    if crop_size % (patch := _shape_of(model)[0]):
         raise InputError(f"{option} is {crop_size}; expected a multiple of {patch}, the patch of {model}.")
 
 def check_blocks(
@@ -374,8 +375,7 @@ def check_blocks(
     blocks: Sequence[int | None],  # of a ViT, from 0; None: the last
 ) -> None:
     "InputError when the model has no such block."
-    _, count = _shape_of(model)
-    if count and (wrong := [b for b in blocks if b is not None and b >= count]):
+    if (count := _shape_of(model)[1]) and (wrong := [b for b in blocks if b is not None and b >= count]):
         raise InputError(f"attention explains from block {wrong[0]}; expected one of 0 to {count - 1}, the blocks of "
                          f"{model}.")
 

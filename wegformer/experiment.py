@@ -35,6 +35,7 @@ from .side_by_side import side_by_side
 from .splits import open_split
 from .stages import Stage, device_name, read_done, versions
 from .stages import run as run_stage
+from .vit_steps import attentions
 
 # %% ../nbs/workshop/14_experiment.ipynb #ca34f766
 @dataclass(frozen=True)
@@ -254,9 +255,9 @@ def saliency(self: Experiment, place: str) -> str | None:
 
 @patch(as_prop=True)
 def depth(self: Experiment) -> int:
-    "The classifier's number of blocks."
+    "The classifier's number of blocks; an attention that pools is one more."
     with torch.device("meta"):
-        return len(timm.create_model(self.base.classifier.model).blocks)
+        return attentions(timm.create_model(self.base.classifier.model))
 
 # %% ../nbs/workshop/14_experiment.ipynb #d5164726
 @patch

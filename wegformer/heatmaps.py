@@ -31,7 +31,7 @@ from .vit_steps import read_steps, run_tokens
 VIT = (VisionTransformer, Eva)
 
 def _check_cam(model: nn.Module) -> None:
-    "CAM takes a CNN, or a ViT whose head is linear in tokens."
+    "CAM takes a CNN, or a ViT whose head reads the class token or the average of tokens."
     if not isinstance(model, VIT):
         return check_cnn(model)
     check_dtd(model)
@@ -43,7 +43,7 @@ def cam_maps(
     model: nn.Module,  # timm ViT, or a CNN as `cnn_cam_maps` takes it
     images: torch.Tensor,  # (B, 3, H, W), normalised as the model was trained
     pairs: torch.Tensor,  # (P, 2) int64: image index, class index
-) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised, of either sign
+) -> torch.Tensor:  # (P, h, w) maps on the grid of patches or features, not normalised, of either sign
     "Class activation maps: the class's head weights applied to every patch token."
     model = plain_model(model)
     if not isinstance(model, VIT):
@@ -104,7 +104,12 @@ def cnn_cam_maps(
     head = model.get_classifier()
     check_pairs(images, pairs, next(p for p in model.parameters() if p.ndim == 4), head.out_features)
     with torch.inference_mode(False), torch.no_grad():
-        features, head = channels_first(model, model.forward_features(images)), precise(head)  # (B, C, h, w)
+        try:
+            features = channels_first(model, model.forward_features(images))  # (B, C, h, w)
+        except AssertionError as error:  # timm's, of networks that take one size alone
+            raise InputError(f"images: {type(model).__name__} does not take {images.shape[-2]}x{images.shape[-1]} "
+                             f"({error}); expected the size that it was made for.") from error
+        head = precise(head)
         _check_average(model, images, features, head)
         f = features.to(head.weight.dtype)
         return check_finite(torch.einsum("pchw,pc->phw", f[pairs[:, 0]], head.weight[pairs[:, 1]]), model, images)
@@ -118,7 +123,8 @@ def _step_grad_cam(model, images, pairs):
     "Grad-CAM for a ViT that is read as steps."
     with torch.inference_mode(False), torch.no_grad():
         x, rotary = run_tokens(model, images, len(model.blocks) - 1)
-        steps, classes = read_steps(precise(model)), pairs[:, 1:].clone()
+        with precise_mode(images.device):
+            steps, classes = read_steps(precise(model)), pairs[:, 1:].clone()
     with precise_mode(images.device, grad=True):
         x = x[pairs[:, 0]].to(steps.reader.head.weight.dtype)
         f = steps.blocks[-1][0].normed(x).detach().requires_grad_()
@@ -131,7 +137,7 @@ def grad_cam_maps(
     model: nn.Module,  # timm ViT, or a CNN as `cnn_cam_maps` takes it
     images: torch.Tensor,  # (B, 3, H, W), normalised as the model was trained
     pairs: torch.Tensor,  # (P, 2) int64: image index, class index
-) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised, >= 0
+) -> torch.Tensor:  # (P, h, w) maps on the grid of patches or features, not normalised, >= 0
     "Grad-CAM on the patch tokens behind the first norm of the last block, or on the last features of a CNN."
     model = plain_model(model)
     if not isinstance(model, VIT):  # behind an average the gradient is the head's weight, the same at each place

@@ -208,11 +208,11 @@ def _walk_head(
     return walk
 
 # %% ../nbs/workshop/08a_step_walk.ipynb #f8a00019
-def _images_in_a_group(steps: Steps, start: int, N: int, images: torch.Tensor) -> int:
-    "How many pictures' records fit the budget."
-    numbers = N * sum(layer.weight.shape[0] + layer.weight.shape[1] for block in steps.blocks[start:] for step in block
-                      for layer in (step.into, step.out))
-    return max(1, RECORD_BYTES.get(images.device.type, 1 << 29) // max(1, numbers * images.element_size()))
+def _images_in_a_group(steps: Steps, start: int, N: int, classes: int) -> int:
+    "How many pictures' records, and what walks through one step for each of their classes, fit the budget."
+    widths = [sum(step.into.weight.shape + step.out.weight.shape) for block in steps.blocks[start:] for step in block]
+    numbers, weight = N * (sum(widths) + classes * max(widths, default=0)), steps.reader.head.weight
+    return max(1, RECORD_BYTES.get(weight.device.type, 1 << 29) // max(1, numbers * weight.element_size()))
 
 def _group_maps(model, steps, layers, images, classes, starts, clamp, gradient, seed):
     "Maps (S, B, C, N) of images (B, 3, H, W) with C classes each, classes (B, C)."
@@ -247,13 +247,15 @@ def step_maps(
     seed: str = "one_hot",  # what relevance starts from: "one_hot" or "logit"
 ) -> torch.Tensor:  # (S, P, N) with the prefix tokens
     "Maps of all pairs from each of `starts` on, for a ViT that can be read as steps; arguments are not checked."
-    full = precise(model)
-    steps, low = read_steps(full), min(starts)
+    full, low = precise(model), min(starts)
+    with precise_mode(images.device):  # to read a pool is to compute its query
+        steps = read_steps(full)
     layers = {b: list(map(_shared_layers, steps.blocks[b])) for b in range(low, len(steps.blocks))}
     (H, W), (p, q) = images.shape[-2:], model.patch_embed.patch_size
     N = (H // p) * (W // q) + model.num_prefix_tokens
     maps = full.head.weight.new_empty(len(starts), len(pairs), N)
-    for chosen, place in image_groups(pairs[:, 0], len(images), _images_in_a_group(steps, low, N, images)):
+    size = _images_in_a_group(steps, low, N, int(pairs[:, 0].bincount().max()))
+    for chosen, place in image_groups(pairs[:, 0], len(images), size):
         maps[:, place] = _group_maps(model, steps, layers, images[chosen], pairs[place, 1], starts, clamp, gradient,
                                      seed)
     return maps

@@ -92,7 +92,7 @@ _KNOWN = {  # what may stand where, by exact type: a subclass computes something
     "block": {"norm1": NORMS, "attn": (Attention,), "ls1": _SCALE, "drop_path1": _PATH,
               "norm2": NORMS, "mlp": (Mlp,), "ls2": _SCALE, "drop_path2": _PATH},
     "attn": {"qkv": (nn.Linear,), "q_norm": NORMS, "k_norm": NORMS, "attn_drop": _DROP,
-             "norm": (nn.Identity, type(None)), "gate": (nn.Identity, type(None)),
+             "norm": (nn.Identity, type(None)), "gate": (type(None),),
              "proj": (nn.Linear,), "proj_drop": _DROP},
     "mlp": {"fc1": (nn.Linear,), "act": ACTIVATIONS, "drop1": _DROP, "norm": (nn.Identity,), "fc2": (nn.Linear,),
             "drop2": _DROP}}

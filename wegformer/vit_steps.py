@@ -274,12 +274,12 @@ def run_tokens(
     own = [angles[b] if model.rope_mixed and angles is not None else angles for b in range(len(model.blocks))]
     for block, rope in zip(model.blocks[:count], own):
         x = block(x, rope=rope)
-    return x, [None if rope is None else Rotary(rope, block.attn.num_prefix_tokens, block.attn.rotate_half)
+    return x, [None if rope is None else Rotary(rope.clone(), block.attn.num_prefix_tokens, block.attn.rotate_half)
                for block, rope in zip(model.blocks, own)]
 
 # %% ../nbs/workshop/07d_vit_steps.ipynb #d7500029
 _DROP, _PATH, _SCALES = (nn.Dropout, nn.Identity), (timm.layers.DropPath, nn.Identity), (LayerScale, nn.Identity)
-_LINEAR, _NOTHING, _SAME = (nn.Linear,), type(None), (nn.Identity,)
+_LINEAR, _NOTHING = (nn.Linear,), type(None)
 _LAYER = (nn.Linear, _NOTHING)
 
 _MODEL = {"patch_embed": (PatchEmbed,), "pos_drop": _DROP,
@@ -288,7 +288,7 @@ _MODEL = {"patch_embed": (PatchEmbed,), "pos_drop": _DROP,
           "fc_norm": NORMS, "head_drop": _DROP, "head": _LINEAR,
           "rope": (RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed, _NOTHING)}
 _ATTN = {"qkv": _LAYER, "q_proj": _LAYER, "k_proj": _LAYER, "v_proj": _LAYER, "q_norm": NORMS, "k_norm": NORMS,
-         "attn_drop": _DROP, "norm": (*NORMS, _NOTHING), "gate": (nn.Identity, _NOTHING), "proj": _LINEAR,
+         "attn_drop": _DROP, "norm": (*NORMS, _NOTHING), "gate": (_NOTHING,), "proj": _LINEAR,
          "proj_drop": _DROP}
 _MLP = {"fc1": _LINEAR, "fc1_g": _LINEAR, "fc1_x": _LINEAR, "act": ACTIVATIONS, "drop1": _DROP, "norm": NORMS,
         "fc2": _LINEAR, "drop2": _DROP}
@@ -334,12 +334,12 @@ def _value_fault(layer: nn.Module) -> str | None:
     "What a layer is set to that has no rule here."
     if type(layer) is GluMlp and layer.gate_last:
         return "multiplies by its second half, not its first (gate_last=True)"
-    if type(layer) is ParallelThingsBlock and not all(
-            type(part) in (nn.Identity, _NOTHING) for branch in layer.attns
-            for part in (branch.attn.q_norm, branch.attn.norm)):
-        return "has norms inside its attentions"
-    if type(layer) is ParallelThingsBlock and any(type(branch.mlp.norm) is not nn.Identity for branch in layer.ffns):
-        return "has norms inside its MLPs"
+    if type(layer) is ParallelThingsBlock:
+        norms = [norm for b in layer.attns for norm in (b.attn.q_norm, b.attn.k_norm, b.attn.norm)]
+        if not all(type(norm) in (nn.Identity, _NOTHING) for norm in (*norms, *(b.mlp.norm for b in layer.ffns))):
+            return "has norms inside its branches"
+        if len({(str(b), b.attn.num_heads) for b in layer.attns}) > 1 or len(set(map(str, layer.ffns))) > 1:
+            return "has branches that differ from each other"
     if type(layer) is AttentionPoolLatent:
         if layer.latent_len != 1 or layer.pos_embed is not None or layer.pool not in ("token", "avg"):
             return "is not one latent without positions"
@@ -387,7 +387,7 @@ def check_steps(
         raise InputError(f"model {type(model).__name__} is not supported: {fault}; {EXPECTED}.")
     for name, layer in model.named_modules():
         if layer.training and (rate := _chance(layer)):
-            raise InputError(f"model is in training mode and {name} drops with rate {rate:g}; call model.eval() first.")
+            raise InputError(f"model is in training mode and {name} changes at random ({rate:g}); call model.eval().")
 
 def check_step_inputs(
     model: nn.Module,  # timm ViT

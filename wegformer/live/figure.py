@@ -187,10 +187,19 @@ def _repr_mimebundle_(self: LiveFigure, include=None, exclude=None):
         return {"image/png": b64encode(still(page)).decode(), "text/plain": drawn.text}
     return widget(self).box._repr_mimebundle_()
 
+# %% ../../nbs/workshop/03d_live_figure.ipynb #6d5d7b0f
+_NAMES = """
+function nameSliders(el) {  // what ipywidgets does not: a slider's handle is called what its label says
+  for (const slider of el.closest(".widget-vbox")?.querySelectorAll(".widget-slider") ?? []) {
+    slider.querySelector("[role=slider]").setAttribute("aria-label", slider.querySelector("label").textContent);
+  }
+}
+"""
+
 # %% ../../nbs/workshop/03d_live_figure.ipynb #ee731756
-_SCRIPT = """
+_SCRIPT = _NAMES + """
 function render({ model, el }) {
-  const img = document.createElement("img");
+  const img = Object.assign(document.createElement("img"), { draggable: false });
   img.style.maxWidth = "100%";
   let url = null, waiting = false, stroke = null;
   const show = () => {
@@ -214,7 +223,6 @@ function render({ model, el }) {
     waiting = true;
     requestAnimationFrame(() => { waiting = false; if (stroke) send(); });
   };
-  img.draggable = false;
   img.addEventListener("pointerdown", (event) => {
     stroke = [Date.now()];
     img.setPointerCapture(event.pointerId);
@@ -223,14 +231,9 @@ function render({ model, el }) {
   img.addEventListener("pointermove", tell);
   img.addEventListener("lostpointercapture", () => { if (stroke && model.get("takes")) send(); stroke = null; });
   ["value", "alt", "takes"].forEach((name) => model.on(`change:${name}`, show));
-  const name = () => {  // what ipywidgets does not: a slider's handle is called what its label says
-    for (const slider of el.closest(".widget-vbox")?.querySelectorAll(".widget-slider") ?? []) {
-      slider.querySelector("[role=slider]").setAttribute("aria-label", slider.querySelector("label").textContent);
-    }
-  };
   show();
   el.appendChild(img);
-  new IntersectionObserver(name).observe(img);  // called when the figure comes in sight
+  new IntersectionObserver(() => nameSliders(el)).observe(img);  // called when the figure comes in sight
 }
 export default { render };
 """
