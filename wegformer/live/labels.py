@@ -302,7 +302,7 @@ def epom_figure(album: Album) -> LiveFigure:
                      y_limits=(0, round(max(0.2, float(outline[1].max())), 1)))
         page = beside(panel(label_rgb(label, sample.image), "P, before EPOM", height=height),
                       panel(_painted(label, {"epom": mined}, sample.image), "mined, in yellow", height=height), chart)
-        dead = " Nothing is above it: EPOM is dead." if threshold >= 1 else ""
+        dead = "" if (erased[0][label == 0] > threshold).any() else " No background is above it: EPOM is dead."
         return Drawn(page, f"Threshold {threshold:.2f} ({branch}); {100 * top:.0f} % of {name}'s pixels stand at the "
                            f"top; {int(mined.sum())} pixels mined.{dead}")
 
