@@ -405,6 +405,24 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
+def _once(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without tracebacks, which name this machine's folders, and without what its stages repeat of it.
+
+    AssertionError where a stage was made on another device or with other versions: a record names one of each.
+    """
+    if table.get("mixed"):
+        raise AssertionError(f"{table['table']} has stages of several machines or versions ({table['mixed']})")
+
+    def stage(found: Mapping) -> dict:
+        return {k: v for k, v in found.items() if k not in ("device", "versions")}
+
+    rows = [{k: v for k, v in row.items() if k != "traceback"} for row in table["rows"]]
+    for row in rows:
+        if "stages" in row:
+            row["stages"] = [[stage(s) for s in seed] for seed in row["stages"]]
+    return {k: v for k, v in table.items() if k != "mixed"} | dict(rows=rows)
+
+
 def record(
     files: Mapping[str, Any],  # NAME -> what NAME.json holds
     run: str,  # a folder in `results`
@@ -416,7 +434,7 @@ def record(
     tables, others = _read_run(results / run)
     for name, held in files.items():
         if isinstance(held, Mapping) and {"table", "rows", "versions"} <= held.keys():
-            tables[name] = dict(held, date=day or str(date.today()), commit=commit or _commit())
+            tables[name] = dict(_once(held), date=day or str(date.today()), commit=commit or _commit())
         else:
             others[name] = held
     lines = _as_lines(tables, others, results)
@@ -429,10 +447,6 @@ def record(
     load.cache_clear()
     kept = load(run, results)
     for name, held in (tables | others).items():
-        if isinstance(held, Mapping) and "rows" in held and "table" in held:
-            held = dict(
-                held, rows=[{k: v for k, v in row.items() if k != "traceback"} for row in held["rows"]]
-            )  # it names this machine's folders
         if kept[name] != held:
             raise AssertionError(f"{name} does not read back from {results / run} as it was")
     return results / run

@@ -186,3 +186,12 @@ def test_what_is_kept_can_be_kept_again_without_a_change(run, tmp_path):
         records.record({name: x}, run, tmp_path, day, commit)
     for path in sorted((records.RESULTS / run).glob("*.csv")):
         assert (tmp_path / run / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_what_stages_repeat_of_their_table_is_kept_once(tmp_path):
+    "A run writes device and versions beside each stage, and which of them differ."
+    made = table(row("base"))
+    made["rows"][0]["stages"] = [[dict(s, device="here", versions=VERSIONS) for s in ss] for ss in row("")["stages"]]
+    assert kept(dict(table2=dict(made, mixed=[])), tmp_path)["table2"]["rows"] == [row("base")]
+    with pytest.raises(AssertionError, match="several machines"):
+        kept(dict(table2=dict(made, mixed=["device"])), tmp_path)
