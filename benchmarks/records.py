@@ -289,6 +289,14 @@ def _as_lines(tables: Mapping[str, Mapping], others: Mapping[str, Any], results:
 # and back
 
 
+def _lists(value: Any) -> Any:
+    "A mapping whose names are 0, 1, 2 ... is a list, as `nested` has it, at any depth."
+    if not isinstance(value, dict):
+        return value
+    made = {name: _lists(part) for name, part in value.items()}
+    return list(made.values()) if made and list(made) == [str(i) for i in range(len(made))] else made
+
+
 def _put(part: dict, path: str, value: Any) -> None:
     "A value at its path in nested mappings."
     *above, last = path.split("/")
@@ -335,7 +343,7 @@ def _read_row(line: Mapping[str, str], lines: Mapping[str, list[dict]], base: Ma
         config=config,
         measures=measures,
         stages=[found for found in stages.values() if found],
-        metrics=[found for found in metrics.values() if found],
+        metrics=[_lists(found) for found in metrics.values() if found],
     )
     return row | summary(row) | own
 
