@@ -105,12 +105,10 @@ def nested(leaves: Mapping[str, Any]) -> Any:
     "What `flat` took apart; a mapping whose names are 0, 1, 2 ... is a list."
     if list(leaves) == [""]:
         return leaves[""]
-    parts: dict[str, dict] = {}
+    made: dict[str, Any] = {}
     for path, leaf in leaves.items():
-        name, _, rest = path.partition("/")
-        parts.setdefault(name, {})[rest] = leaf
-    made = {name: nested(part) for name, part in parts.items()}
-    return list(made.values()) if list(made) == [str(i) for i in range(len(made))] else made
+        _put(made, path, leaf)
+    return _lists(made)
 
 
 # the versions that several tables share
@@ -290,7 +288,7 @@ def _as_lines(tables: Mapping[str, Mapping], others: Mapping[str, Any], results:
 
 
 def _lists(value: Any) -> Any:
-    "A mapping whose names are 0, 1, 2 ... is a list, as `nested` has it, at any depth."
+    "A mapping whose names are 0, 1, 2 ... is a list, at any depth."
     if not isinstance(value, dict):
         return value
     made = {name: _lists(part) for name, part in value.items()}

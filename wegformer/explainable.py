@@ -11,12 +11,10 @@ from collections.abc import Callable
 
 import timm
 import torch
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .attention import AttentionConfig
-from .classifier import create_classifier
+from .classifier import VITS, create_classifier
 from .data import InputError
 from .heatmaps import METHODS, HeatMap
 from .vit_steps import attentions
@@ -61,7 +59,7 @@ def _depth_or_fault(
     except InputError as error:
         return InputError(f"attention.method is {method.name!r}, which cannot explain classifier.model {model!r}: "
                           f"{error}")
-    return attentions(net) if isinstance(net, (VisionTransformer, Eva)) else 0
+    return attentions(net) if isinstance(net, VITS) else 0
 
 # %% ../nbs/workshop/09b_explainable.ipynb #d810ac53
 def _option_fault(config: AttentionConfig, depth: int) -> str | None:

@@ -17,8 +17,8 @@ from .last_block import last_block_maps
 from .plain_model import plain_model
 from .rules import check_options, dtd_maps_plain
 from .step_walk import step_maps
-from .vit import check_finite, check_inputs, check_vit, precise, precise_mode, vit_fault
-from .vit_steps import attentions, check_step_inputs, check_steps
+from .vit import check_finite, check_random, check_sizes, precise, precise_mode, vit_fault
+from .vit_steps import attentions, check_steps
 
 _all_ = ["dtd_maps_plain"]  # the reference is found at the same door
 
@@ -31,9 +31,11 @@ def _all_block_maps(model, images, pairs, starts, clamp, gradient, seed):
 
 def check_dtd(
     model: nn.Module,  # what the caller calls a ViT
-) -> None:
-    "Refuse a model that has no exact procedure here (InputError)."
-    (check_vit if vit_fault(model) is None else check_steps)(model)
+) -> bool:  # whether it has the standard form, whose walk is the fastest
+    "Refuse a model that has no exact procedure here, or that drops at random (InputError)."
+    standard = vit_fault(model) is None
+    (check_random if standard else check_steps)(model)
+    return standard
 
 # %% ../nbs/workshop/09_relevance.ipynb #8551770f
 def dtd_maps(
@@ -48,8 +50,8 @@ def dtd_maps(
 ) -> torch.Tensor:  # (P, h, w) on the patch grid, (S, P, h, w) for several; float64 for a float64 model, else float32
     "Heat maps by deep Taylor decomposition, not normalised; the last block's cost about one forward pass in all."
     model = plain_model(model)
-    standard = vit_fault(model) is None
-    h, w = (check_inputs if standard else check_step_inputs)(model, images, pairs)
+    standard = check_dtd(model)
+    h, w = check_sizes(model, images, pairs)
     several, last = isinstance(start_block, (tuple, list)), attentions(model) - 1
     if several and not start_block:
         raise InputError("start_block is empty; expected one or more blocks.")

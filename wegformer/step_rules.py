@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from .plain_model import plain_model
-from .rules import add_rule, check_options, divide, fork_rule, linear_rule, matmul_rule
-from .vit import check_finite, precise, precise_mode
+from wegformer.rules import (
+    add_rule, check_options, divide, fork_rule, linear_rule, matmul_rule, to_heads, to_tokens
+)
+from .vit import check_finite, check_sizes, precise, precise_mode
 from wegformer.vit_steps import (
-    Hidden, Pool, Reader, Rotary, Step, Steps, attentions, check_step_inputs, read_steps, run_tokens
+    Hidden, Pool, Reader, Rotary, Step, Steps, attentions, check_steps, read_steps, run_tokens
 )
 
 # %% ../nbs/workshop/07e_step_rules.ipynb #e7500007
@@ -52,14 +54,6 @@ def average_rule(
     return divide(side, side.sum(-2, keepdim=True))
 
 # %% ../nbs/workshop/07e_step_rules.ipynb #e7500016
-def _to_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    "(n, h*d) -> (h, n, d)"
-    return x.unflatten(-1, (heads, -1)).transpose(0, 1)
-
-def _to_tokens(x: torch.Tensor) -> torch.Tensor:
-    "(h, n, d) -> (n, h*d)"
-    return x.transpose(0, 1).flatten(1)
-
 def record_step(
     step: Step,
     x: torch.Tensor,  # (N, D) tokens of one picture
@@ -71,11 +65,11 @@ def record_step(
     qkv, u = step.cut(step.into(t.n))
     if step.attend is not None:
         a = step.attend
-        q, k, t.v = (_to_heads(part, a.heads) for part in qkv.chunk(3, -1))  # (h, N, d) each
+        q, k, t.v = (to_heads(part, a.heads) for part in qkv.chunk(3, -1))  # (h, N, d) each
         t.q, t.k = a.q_norm(q), a.k_norm(k)
         turn = (lambda x: x) if rotary is None else rotary.turn
         t.M = (turn(t.q) @ turn(t.k).mT * a.scale).softmax(-1)  # (h, N, N)
-        parts.append(a.o_norm(_to_tokens(t.M @ t.v)))
+        parts.append(a.o_norm(to_tokens(t.M @ t.v)))
     if step.hidden is not None:
         parts.append(step.hidden(u))
     t.f = torch.cat(parts, -1)
@@ -93,8 +87,8 @@ def _inner_rule(
     inner, R_M, parts = 0, None, []
     if step.attend is not None:
         inner = step.attend.heads * step.attend.width
-        R_M, R_v = matmul_rule(t.M, t.v, _to_heads(R_f[:, :inner], step.attend.heads))  # a norm behind passes
-        parts += map(_to_tokens, (*scores_rule(t.q, t.k, t.rotary, R_M), R_v))  # softmax and norms pass
+        R_M, R_v = matmul_rule(t.M, t.v, to_heads(R_f[:, :inner], step.attend.heads))  # a norm behind passes
+        parts += map(to_tokens, (*scores_rule(t.q, t.k, t.rotary, R_M), R_v))  # softmax and norms pass
     if step.hidden is not None:
         parts.append(hidden_rule(step.hidden, R_f[:, inner:]))
     return torch.cat(parts, -1), R_M
@@ -118,10 +112,10 @@ def record_pool(
 ) -> SimpleNamespace:
     "What the latent reads, and the MLP behind it."
     t, a = SimpleNamespace(n=n), pool.attend
-    k, t.v = (_to_heads(part, a.heads) for part in pool.kv(n).chunk(2, -1))  # (h, N, d)
+    k, t.v = (to_heads(part, a.heads) for part in pool.kv(n).chunk(2, -1))  # (h, N, d)
     t.k = a.k_norm(k)
     t.M = (pool.q @ t.k.mT * a.scale).softmax(-1)  # (h, 1, N)
-    t.o = _to_tokens(t.M @ t.v)  # (1, h*d)
+    t.o = to_tokens(t.M @ t.v)  # (1, h*d)
     t.mlp = record_step(pool.step, pool.out(t.o), None)
     t.y = t.mlp.y  # (1, D)
     return t
@@ -133,9 +127,9 @@ def pool_rule(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # of the tokens (N, D), of its attention (h, 1, N), of the latent
     "Relevance from the pooled token to the tokens."
     R_p, _ = step_rule(pool.step, t.mlp, R)
-    R_M, R_v = matmul_rule(t.M, t.v, _to_heads(linear_rule(t.o, pool.out.weight, R_p), pool.attend.heads))
+    R_M, R_v = matmul_rule(t.M, t.v, to_heads(linear_rule(t.o, pool.out.weight, R_p), pool.attend.heads))
     R_q, R_k = scores_rule(pool.q, t.k, None, R_M)
-    R_kv = torch.cat([_to_tokens(R_k), _to_tokens(R_v)], -1)
+    R_kv = torch.cat([to_tokens(R_k), to_tokens(R_v)], -1)
     return linear_rule(t.n, pool.kv.weight, R_kv), R_M, R_q
 
 # %% ../nbs/workshop/07e_step_rules.ipynb #e7500022
@@ -251,7 +245,8 @@ def step_maps_plain(
 ) -> torch.Tensor:  # (P, h, w) maps on the patch grid, not normalised; float64 for a float64 model, else float32
     "`dtd_maps_plain` for every ViT that can be read as steps: slow, the reference."
     model = plain_model(model)
-    h, w = check_step_inputs(model, images, pairs)
+    check_steps(model)
+    h, w = check_sizes(model, images, pairs)
     with precise_mode(images.device):
         model = precise(model)
         steps, images = read_steps(model), images.to(model.head.weight.dtype)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .all_blocks import RECORD_BYTES, SharedLinear, image_groups, pull_back, shared_add_rule, shared_fork_rule
+from .all_blocks import SharedLinear, group_size, image_groups, pull_back, shared_add_rule, shared_fork_rule
 from .attention_rule import Heads, Switches, Walk, attention_rule, split_heads
 from .rules import linear_rule
 from .step_rules import average_rule, first_row, hidden_rule
@@ -211,8 +211,7 @@ def _walk_head(
 def _images_in_a_group(steps: Steps, start: int, N: int, classes: int) -> int:
     "How many pictures' records, and what walks through one step for each of their classes, fit the budget."
     widths = [sum(step.into.weight.shape + step.out.weight.shape) for block in steps.blocks[start:] for step in block]
-    numbers, weight = N * (sum(widths) + classes * max(widths, default=0)), steps.reader.head.weight
-    return max(1, RECORD_BYTES.get(weight.device.type, 1 << 29) // max(1, numbers * weight.element_size()))
+    return group_size(N * (sum(widths) + classes * max(widths, default=0)), steps.reader.head.weight)
 
 def _group_maps(model, steps, layers, images, classes, starts, clamp, gradient, seed):
     "Maps (S, B, C, N) of images (B, 3, H, W) with C classes each, classes (B, C)."

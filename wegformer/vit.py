@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ACTIVATIONS', 'run_blocks', 'attention_matrix', 'head_tokens', 'head_layer', 'random_vit', 'type_name',
-           'hook_of', 'layer_fault', 'class_fault', 'global_hook', 'drop_rate', 'vit_fault', 'check_vit', 'check_pairs',
-           'check_sizes', 'check_inputs', 'check_finite', 'precise', 'precise_mode']
+           'hook_of', 'layer_fault', 'class_fault', 'global_hook', 'drop_rate', 'vit_fault', 'check_random',
+           'check_vit', 'check_pairs', 'check_sizes', 'check_inputs', 'check_finite', 'precise', 'precise_mode']
 
 # %% ../nbs/workshop/07_vit.ipynb #2187c2c9
 import copy
@@ -233,6 +233,14 @@ def vit_fault(
     kinds = {type(model), *(type(layer) for _, layer, _ in layers)}
     return _layers_fault(layers) or next(filter(None, map(class_fault, kinds)), None)
 
+def check_random(
+    model: nn.Module,  # a ViT without a fault
+) -> None:
+    "Refuse a ViT that drops at random (InputError)."
+    for name, layer, _ in _layers_read(model):
+        if layer is not None and layer.training and (rate := drop_rate(layer)):
+            raise InputError(f"model is in training mode and {name} drops with rate {rate:g}; call model.eval() first.")
+
 def check_vit(
     model: nn.Module,  # what the caller calls a ViT
 ) -> None:
@@ -240,9 +248,7 @@ def check_vit(
     if fault := vit_fault(model):
         raise InputError(f"model {type(model).__name__} is not supported: {fault}; expected a timm VisionTransformer "
                          "with a class token, token pooling and standard blocks.")
-    for name, layer, _ in _layers_read(model):
-        if layer is not None and layer.training and (rate := drop_rate(layer)):
-            raise InputError(f"model is in training mode and {name} drops with rate {rate:g}; call model.eval() first.")
+    check_random(model)
 
 # %% ../nbs/workshop/07_vit.ipynb #ed4aab0a
 def check_pairs(

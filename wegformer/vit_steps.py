@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'EXPECTED', 'Affine', 'stacked', 'Rotary', 'Attend', 'Hidden', 'Step', 'Scale', 'Pool', 'Reader', 'Steps',
-           'attentions', 'read_steps', 'run_tokens', 'steps_fault', 'check_steps', 'check_step_inputs']
+           'attentions', 'read_steps', 'run_tokens', 'steps_fault', 'check_steps']
 
 # %% ../nbs/workshop/07d_vit_steps.ipynb #d7500003
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from torch import nn
 
 from .data import InputError
 from wegformer.vit import (
-    ACTIVATIONS, NORMS, check_sizes, class_fault, drop_rate, global_hook, layer_fault, type_name, vit_fault
+    ACTIVATIONS, NORMS, class_fault, drop_rate, global_hook, layer_fault, type_name, vit_fault
 )
 
 # %% ../nbs/workshop/07d_vit_steps.ipynb #d7500007
@@ -388,12 +388,3 @@ def check_steps(
     for name, layer in model.named_modules():
         if layer.training and (rate := _chance(layer)):
             raise InputError(f"model is in training mode and {name} changes at random ({rate:g}); call model.eval().")
-
-def check_step_inputs(
-    model: nn.Module,  # timm ViT
-    images: torch.Tensor,  # (B, 3, H, W), normalised as the model was trained
-    pairs: torch.Tensor,  # (P, 2) int64: image index, class index (position in the logits)
-) -> tuple[int, int]:  # rows and columns of the patch grid
-    "`check_inputs` for a model that is read as steps."
-    check_steps(model)
-    return check_sizes(model, images, pairs)
