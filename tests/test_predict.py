@@ -386,3 +386,17 @@ def test_a_full_disk_stops_the_command(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(os, "replace", full)
     assert run(root, "--segmenter", network, "--out", tmp_path / "out") == 2
     assert "No space left on device" in capsys.readouterr().err and not list(Path(tmp_path / "out").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("command", [["predict"], ["saliency", "--out", "maps"], ["explain", "--out", "maps.png"]])
+@pytest.mark.parametrize("name", ["loop.jpg", "~nobody/a.jpg"])
+def test_a_path_that_leads_nowhere_is_refused_in_one_line(command, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("loop.jpg").symlink_to("loop.jpg")
+    try:
+        status = main([*command, name])
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr().err.strip()
+    assert status in (1, 2) and len(said.splitlines()) == 1
+    assert f"{name} does not exist" in said or f"{name} cannot be read" in said

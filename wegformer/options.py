@@ -119,7 +119,7 @@ NAMED_PATH = "NAME=FOLDER"  # Annotated[tuple[str, ...], NAMED_PATH]
 
 def absolute(path: str | Path) -> str:
     "A path as the caller means it, from the root."
-    return os.path.realpath(Path(path).expanduser())
+    return os.path.realpath(os.path.expanduser(path))
 
 def split_named(item: str, option: str = "saliency") -> tuple[str, str]:  # name, folder
     "NAME=FOLDER in its parts; InputError when one is missing."

@@ -9,6 +9,7 @@ __all__ = ['CLASSES_FILE', 'find_inputs', 'Predictor', 'open_predictor', 'write_
 # %% ../nbs/workshop/16ba_predictions.ipynb #ab75b225
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ CLASSES_FILE = "classes.json"  # marks a folder of predictions
 
 def _search(folder: Path, out: Path) -> dict[str, Path]:
     "The photographs of a folder, without what was predicted before; InputError where `out` inside it holds others."
-    inside = out.resolve() != folder.resolve() and out.resolve().is_relative_to(folder.resolve())
+    inside = Path(os.path.realpath(folder)) in Path(os.path.realpath(out)).parents
     if inside and not (out / CLASSES_FILE).is_file():
         if other := next((path for path in sorted(out.rglob("*")) if path.suffix.lower() in PICTURES), None):
             raise InputError(f"Folder {out} lies among the photographs and holds {other.relative_to(out)}; "
@@ -55,14 +56,14 @@ def find_inputs(
     folders = [path for path in map(Path, images) if path.is_dir()]
     for path in map(Path, images):
         if path in folders:
-            below = f"{path.resolve().name}/" if len(folders) > 1 else ""
+            below = f"{os.path.basename(os.path.realpath(path))}/" if len(folders) > 1 else ""
             found += [(below + name, file) for name, file in _search(path, out).items()]
         else:
             found.append((path.stem if path.suffix.lower() in PICTURES else path.name, path))
     refuse_data_folder(out, (path for _, path in found))
-    places = {path.resolve().parent for _, path in found}
+    places = {os.path.dirname(os.path.realpath(path)) for _, path in found}
     for name, _ in found:
-        if (place := (out / name).parent).resolve() in places:
+        if os.path.realpath(place := (out / name).parent) in places:
             raise InputError(f"Folder {place} holds the photographs themselves; expected another one for what is made.")
     refuse_overwrite([(out / f"{name}{end}.png", path) for name, path in found for end in ("", "_overlay")],
                      [path for _, path in found])

@@ -205,8 +205,8 @@ def known_places(folders: Mapping[Path, str], parameters: Mapping[str, Any]) -> 
     "Folders of this machine and what they are called instead, the longest first."
     known = {path: f"…/{path.name}" for path in _paths_in(parameters)}
     known |= {NOTEBOOKS.parent: "wegformer", Path(sys.prefix): "python", Path(tempfile.gettempdir()): "tmp"}
-    known |= {Path.home(): "~", **folders}
-    known |= {path.resolve(): name for path, name in known.items()}
+    known |= {Path(os.path.expanduser("~")): "~", **folders}
+    known |= {Path(os.path.realpath(path)): name for path, name in known.items()}
     longest = sorted((str(path) for path in known if len(path.parts) > 1), key=len, reverse=True)
     return [(re.compile(re.escape(path) + r"(?![\w-])"), known[Path(path)]) for path in longest]
 
@@ -334,7 +334,7 @@ def reproduce(
     notebook: Path | None = None,  # another notebook than nbs/*/NAME.ipynb
 ) -> dict:  # what NAME.json holds
     "Execute a table's notebook headless; InputError when it cannot run, NotebookFailed when it comes to no end."
-    path, out = Path(notebook or notebook_path(name)), Path(out).resolve()
+    path, out = Path(notebook or notebook_path(name)), Path(os.path.realpath(out))
     check_parameters(path, {**parameters, "out": str(out)})
     _check_name(path, name)
     refuse_overwrite([(out / f"{name}.{kind}", path) for kind in ("ipynb", "html", "json")], [path])

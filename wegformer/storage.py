@@ -132,7 +132,7 @@ def make_once(
     make: Callable[[Path], None],  # fills an empty folder
 ) -> Path:  # the folder
     "A folder that appears whole, or is found. InputError where something else lies, or nothing can be written."
-    root = Path(root).expanduser().absolute()
+    root = Path(os.path.expanduser(root)).absolute()
     if _holds(root, record, arguments):
         return root
     try:
@@ -158,7 +158,7 @@ def without_nan(
 # %% ../nbs/workshop/00a_storage.ipynb #30c9c4dd
 def cache_dir() -> Path:
     "Where drawn data and stages are kept: $WEGFORMER_CACHE, or ~/.cache/wegformer."
-    return Path(os.environ.get("WEGFORMER_CACHE") or Path.home() / ".cache" / "wegformer").absolute()
+    return Path(os.environ.get("WEGFORMER_CACHE") or os.path.expanduser("~/.cache/wegformer")).absolute()
 
 # %% ../nbs/workshop/00a_storage.ipynb #80e129d8
 _RACY = 2_000_000_000  # nanoseconds

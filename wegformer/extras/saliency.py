@@ -6,7 +6,7 @@
 __all__ = ['saliency_models', 'open_detector', 'saliency_map', 'make_saliency']
 
 # %% ../../nbs/extras/saliency.ipynb #93cffce5
-import difflib, warnings
+import difflib, os, warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -114,7 +114,7 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:  # stem -> file
         for path in files:
             if not path.is_file():
                 raise InputError(f"Image {path} does not exist.")
-            if found.setdefault(path.stem, path).resolve() != path.resolve():
+            if os.path.realpath(found.setdefault(path.stem, path)) != os.path.realpath(path):
                 raise InputError(f"Images {found[path.stem]} and {path} would both get the map {path.stem}.png; "
                                  "expected names that differ in more than folder and suffix.")
     return found
