@@ -107,6 +107,7 @@ RULES = [
     LabelRule(min_foreground=None, fg_thr=0.0),
     LabelRule(conflict_min=3, uncertain="off"),
     LabelRule(min_foreground=0.4, t_fg=0.9),
+    LabelRule(uncertain_without_saliency=True, background_score=0.5),
 ]
 
 
@@ -117,8 +118,9 @@ RULES = [
     power=st.floats(0.2, 4),
     steps=st.sampled_from([0, 2, 8]),  # few different values: ties, plateaus
     empty=st.booleans(),
+    seen=st.booleans(),
 )
-def test_the_label_as_a_graph_is_pseudo_label_on_every_pixel(rule, seed, power, steps, empty):
+def test_the_label_as_a_graph_is_pseudo_label_on_every_pixel(rule, seed, power, steps, empty, seen):
     g = torch.Generator().manual_seed(seed)
     H, W = (int(n) for n in torch.randint(2, 30, (2,), generator=g))
     maps, saliency = torch.zeros(2, 6, H, W), (torch.rand(2, H, W, generator=g) * 256).to(torch.uint8)
@@ -127,19 +129,19 @@ def test_the_label_as_a_graph_is_pseudo_label_on_every_pixel(rule, seed, power, 
         a = torch.rand(len(classes), H, W, generator=g) ** power
         maps[k, classes] = (a * steps).round() / steps if steps else a
         maps[k, classes[0]] *= not empty
-    erased, labels = label_graph(maps, saliency, rule)
+    erased, labels = label_graph(maps, saliency if seen else None, rule)
     for k, classes in enumerate(owned):
-        assert torch.equal(
-            labels[k], pseudo_label(maps[k, classes.sort().values], classes.sort().values + 1, saliency[k], rule)
-        )
+        ids = classes.sort().values
+        assert torch.equal(labels[k], pseudo_label(maps[k, ids], ids + 1, saliency[k] if seen else None, rule))
         if rule.erase_rate is not None:
             assert torch.equal(erased[k], soft_erase(maps[k], rule.erase_rate, rule.renormalize))
 
 
+@pytest.mark.parametrize("seen", [True, False])
 @pytest.mark.parametrize("name", ["paper", "drs"])  # between them, every step
-def test_the_file_gives_the_label_of_its_own_maps(name, tmp_path):
+def test_the_file_gives_the_label_of_its_own_maps(name, seen, tmp_path):
     model, rule = create_classifier("vit_toy_patch8_96", 4), LabelRule.preset(name)
-    path = export_onnx(model, tmp_path / "label.onnx", rule=rule).path
+    path = export_onnx(model, tmp_path / "label.onnx", rule=rule, saliency=seen).path
     g = torch.Generator().manual_seed(5)
     images, saliency = (
         torch.randn(2, 3, 64, 96, generator=g),
@@ -147,13 +149,21 @@ def test_the_file_gives_the_label_of_its_own_maps(name, tmp_path):
     )
     present = torch.tensor([[True, False, True, False], [False, False, False, True]])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    inputs = dict(image=images.numpy(), saliency=saliency.numpy(), present=present.numpy())
+    inputs = dict(image=images.numpy(), present=present.numpy()) | (dict(saliency=saliency.numpy()) if seen else {})
+    assert {i.name for i in session.get_inputs()} == set(inputs)
     _, maps, attention, _, labels = map(torch.from_numpy, session.run(None, inputs))
-    large = torch.nn.functional.interpolate(maps, (111, 75), mode="bilinear", align_corners=False)
+    large = torch.nn.functional.interpolate(maps, (111, 75) if seen else (64, 96), mode="bilinear", align_corners=False)
     assert torch.allclose(attention, min_max(large) * present[..., None, None], atol=1e-5)
-    for a, own, s, label in zip(attention, present, saliency, labels):
+    for a, own, s, label in zip(attention, present, saliency if seen else (None, None), labels):
         assert torch.equal(label, pseudo_label(a[own], own.nonzero()[:, 0] + 1, s, rule))
     assert json.loads(session.get_modelmeta().custom_metadata_map["rule"]) == dataclasses.asdict(rule)
+
+
+def test_labels_without_saliency_need_a_rule(tmp_path):
+    model = create_classifier("vit_toy_patch8_96", 4)
+    with pytest.raises(InputError, match="saliency is False, .*expected a rule"):
+        export_onnx(model, tmp_path / "maps.onnx", saliency=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_callers_model_stays_as_it_is(toy):

@@ -66,11 +66,12 @@ class LabelGraph(MapGraph):
     def forward(
         self,
         image: torch.Tensor,  # (B, 3, H, W), normalised as the model was trained
-        saliency: torch.Tensor,  # (B, height, width) uint8, of any size: that of the photograph
         present: torch.Tensor,  # (B, C) bool, the classes of each picture
-    ) -> tuple[torch.Tensor, ...]:  # (B, C), (B, C, h, w); attention and erased maps and label at the size of saliency
+        saliency: torch.Tensor | None = None,  # (B, height, width) uint8, of any size: that of the photograph
+    ) -> tuple[torch.Tensor, ...]:  # (B, C), (B, C, h, w); attention and erased maps and label, as large as saliency
         logits, maps = super().forward(image)
-        large = nn.functional.interpolate(maps, saliency.shape[1:], mode="bilinear", align_corners=False)
+        size = image.shape[-2:] if saliency is None else saliency.shape[1:]
+        large = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
         attention = min_max(large) * present[..., None, None]
         return logits, maps, attention, *label_graph(attention, saliency, self.rule)
 
@@ -138,8 +139,8 @@ def _trace(graph: MapGraph, inputs: dict[str, torch.Tensor], free: dict[str, dic
         program = torch.export.export(graph, (), inputs, dynamic_shapes=free, strict=False)
         written = torch.onnx.export(program, (), input_names=list(inputs), output_names=outputs, dynamo=True,
                                     verbose=False, external_data=False, optimize=False)  # would take + 1e-8 for + 0
-    onnxscript.optimizer.fold_constants(written.model)
-    onnxscript.optimizer.remove_unused_nodes(written.model)
+        onnxscript.optimizer.fold_constants(written.model)
+        onnxscript.optimizer.remove_unused_nodes(written.model)
     proto = written.model_proto
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=value)
@@ -163,22 +164,26 @@ def _differences(graph: MapGraph, file: bytes, inputs: dict[str, torch.Tensor]) 
     own, read = (_share(m, exact) for m in (dtd_maps(graph.model, inputs["image"], every), found["maps"].flatten(0, 1)))
     wrong = 0
     for k, classes in enumerate(inputs.get("present", ())):
-        ids, saliency = classes.nonzero()[:, 0] + 1, inputs["saliency"][k]
+        ids, saliency = classes.nonzero()[:, 0] + 1, inputs["saliency"][k] if "saliency" in inputs else None
         label = pseudo_label(found["attention"][k, classes], ids, saliency, graph.rule)
         wrong += int((label != found["label"][k]).sum())
     return Differences(_share(found["logits"], expected), read, own, wrong)
 
 # %% ../nbs/workshop/16aa_export.ipynb #e9a00012
-def _inputs(graph: MapGraph, size: tuple[int, int], free: dict) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+def _inputs(
+    graph: MapGraph, size: tuple[int, int], free: dict, saliency: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
     "What the graph is traced and tried with, and which dimensions of it are free."
     generator, model = torch.Generator().manual_seed(0), graph.model
     image = torch.randn(2, model.patch_embed.proj.weight.shape[1], *size, generator=generator)
     inputs, dims = dict(image=image.to(model.cls_token.dtype)), dict(image=free)
     if isinstance(graph, LabelGraph):
-        inputs["saliency"] = (torch.rand(2, 70, 90, generator=generator) * 256).to(torch.uint8)
         inputs["present"] = torch.arange(len(model.head.weight))[None] < torch.tensor([[1], [2]])
+        dims["present"] = {0: free[0]}
+    if isinstance(graph, LabelGraph) and saliency:
+        inputs["saliency"] = (torch.rand(2, 70, 90, generator=generator) * 256).to(torch.uint8)
         height, width = Dim("height", min=2, max=8192), Dim("width", min=2, max=8192)
-        dims |= dict(saliency={0: free[0], 1: height, 2: width}, present={0: free[0]})
+        dims["saliency"] = {0: free[0], 1: height, 2: width}
     return inputs, dims
 
 # %% ../nbs/workshop/16aa_export.ipynb #e9a00028
@@ -188,6 +193,7 @@ def export_onnx(
     classes: Sequence[str] | None = None,  # names of the logits, for the file's metadata
     size: tuple[int, int] | None = None,  # (H, W), pixels, if it shall be fixed
     rule: LabelRule | None = None,  # go on to erased maps and pseudo labels
+    saliency: bool = True,  # then: each picture comes with its saliency map; or labels are made without, input-sized
     tolerance: float = 1e-3,  # largest difference that is accepted, a share of the size of logits and maps
 ) -> Exported:
     "Write logits and exact maps of all classes as one ONNX graph; InputError for what cannot be exported."
@@ -198,12 +204,14 @@ def export_onnx(
     names = len(model.head.weight)
     if classes is not None and len(classes) != names:
         raise InputError(f"classes has {len(classes)} names; expected {names}, one for each logit.")
+    if rule is None and not saliency:
+        raise InputError("saliency is False, which says how labels are made; expected a rule beside it.")
     about = dict(zip(("mean", "std"), map(json.dumps, mean_std(model))), wegformer=version("wegformer"),
                  patch=json.dumps(model.patch_embed.patch_size), method="DTD, last block",
                  classes=json.dumps(None if classes is None else list(classes)),
                  rule=json.dumps(None if rule is None else asdict(rule)))
     graph = MapGraph(model).eval() if rule is None else LabelGraph(model.float(), rule).eval()
-    inputs, dims = _inputs(graph, size, free)
+    inputs, dims = _inputs(graph, size, free, saliency)
     file = _trace(graph, inputs, dims, about)
     differ = _differences(graph, file, inputs)
     if not (differ.logits <= tolerance and differ.maps <= max(tolerance, 10 * differ.single)) or differ.labels:

@@ -14,9 +14,9 @@ from .pseudo_labels import LabelRule
 from .soft_erase import clipped
 
 # %% ../nbs/workshop/09d_label_graph.ipynb #9db00006
-def _scores(erased: torch.Tensor, saliency: torch.Tensor, rule: LabelRule) -> torch.Tensor:  # (B, 1 + C, H, W)
+def _scores(erased: torch.Tensor, saliency: torch.Tensor | None, rule: LabelRule) -> torch.Tensor:  # (B, 1 + C, H, W)
     "Steps 1 and 2."
-    if rule.background == "constant":
+    if saliency is None or rule.background == "constant":
         background = torch.full_like(erased[:, 0], rule.background_score)
     elif rule.background == "binary":
         background = (saliency <= rule.salient_thr).to(erased.dtype)
@@ -25,21 +25,26 @@ def _scores(erased: torch.Tensor, saliency: torch.Tensor, rule: LabelRule) -> to
     scores = torch.cat([background[:, None], erased], 1)
     return torch.where(scores >= float(np.float32(rule.fg_thr)), scores, 0.0)
 
-def _initial(erased: torch.Tensor, saliency: torch.Tensor, rule: LabelRule) -> torch.Tensor:  # (B, H, W) int64
+def _doubt(erased: torch.Tensor, saliency: torch.Tensor | None, rule: LabelRule) -> torch.Tensor:  # (B, H, W) bool
+    "Step 5, where it is on: pixels that are in doubt if they are background."
+    if rule.uncertain == "salient":
+        return saliency > rule.salient_thr
+    strong = (erased > rule.uncertain_thr).any(1)
+    return strong if saliency is None else strong | (saliency >= rule.uncertain_level)
+
+def _initial(erased: torch.Tensor, saliency: torch.Tensor | None, rule: LabelRule) -> torch.Tensor:  # (B, H, W) int64
     "P, steps 1 to 5."
     scores = _scores(erased, saliency, rule)
-    label, best = torch.zeros_like(saliency, dtype=torch.int64), scores[:, 0]
+    label, best = torch.zeros_like(scores[:, 0], dtype=torch.int64), scores[:, 0]
     for c in range(1, scores.shape[1]):
         label, best = torch.where(scores[:, c] > best, c, label), torch.maximum(best, scores[:, c])
     if rule.conflict_thr is not None:
         claim = rule.conflict_thr * scores.amax(1, keepdim=True) if rule.conflict_relative else rule.conflict_thr
         label = torch.where((scores > claim).sum(1) >= rule.conflict_min, IGNORE, label)
-    if rule.uncertain == "off":
+    alone = rule.uncertain == "level" and rule.uncertain_without_saliency
+    if rule.uncertain == "off" or saliency is None and not alone:
         return label
-    doubt = saliency > rule.salient_thr if rule.uncertain == "salient" else saliency >= rule.uncertain_level
-    if rule.uncertain == "level":
-        doubt = doubt | (erased > rule.uncertain_thr).any(1)
-    return torch.where(doubt & (label == 0), IGNORE, label)
+    return torch.where(_doubt(erased, saliency, rule) & (label == 0), IGNORE, label)
 
 # %% ../nbs/workshop/09d_label_graph.ipynb #9db00009
 def _median(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # (..., N), (..., N) bool -> (..., 1)
@@ -60,7 +65,7 @@ def _mined(label: torch.Tensor, attention: torch.Tensor, t_fg: float) -> torch.T
 
 def label_graph(
     attention: torch.Tensor,  # (B, C, H, W) float32 in [0, 1], not erased; 0 for a class that a picture has not
-    saliency: torch.Tensor,  # (B, H, W) uint8
+    saliency: torch.Tensor | None,  # (B, H, W) uint8, or None: no picture has one
     rule: LabelRule,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # erased maps (B, C, H, W); labels (B, H, W) uint8, 255 = ignored
     "`pseudo_label` of every picture, class c + 1 for the map of index c, without a branch on a value."

@@ -148,7 +148,8 @@ class Export:
     out: Path = Path("model.onnx")
     weights: Path | None = None  # of a ViT that is named: a local checkpoint in the place of timm's weights
     size: tuple[int, int] | None = None  # height and width, pixels; default: free, where the model takes any size
-    rule: Literal["paper", "nsrom", "drs", "mec"] | None = None  # go on to pseudo labels, of saliency and classes
+    rule: Literal["paper", "nsrom", "drs", "mec"] | None = None  # go on to erased maps and labels, of given classes
+    saliency: bool = True  # with a rule: labels need each picture's saliency map; --no-saliency: they do without
 
     def __call__(self) -> int:
         if self.model is None:
@@ -158,10 +159,10 @@ class Export:
         rule = None if self.rule is None else LabelRule.preset(self.rule)
         if Path(self.model).suffix == ".safetensors":
             model, _, classes = load_classifier(Path(self.model))
-            print(export_onnx(model, self.out, classes[1:], self.size, rule))
+            print(export_onnx(model, self.out, classes[1:], self.size, rule, self.saliency))
         else:
             model = create_classifier(self.model, None, weights=self.weights)
-            print(export_onnx(model, self.out, size=self.size, rule=rule))
+            print(export_onnx(model, self.out, size=self.size, rule=rule, saliency=self.saliency))
         return 0
 
 # %% ../nbs/workshop/16b_tools.ipynb #c805a2e8
