@@ -13,15 +13,15 @@ from wegformer.classifier import (
     mean_average_precision,
     mean_std,
     normalize,
-    check_blocks,
-    check_crop,
     patch_size,
     predict_logits,
     resize_to_patches,
     train_classifier,
     train_transform,
 )
+from wegformer.classifier_checks import check_blocks, check_crop, check_recipe
 from wegformer.data import InputError, VOCDataset
+from wegformer.groups import learning_groups
 from wegformer.training import save_weights
 
 
@@ -237,6 +237,72 @@ def test_the_head_may_learn_faster(tmp_path, toy_root, name):
     moved = {key for key, value in net.state_dict().items() if (value - before[key]).abs().max() > 1e-4}
     heads = {key for key in before if key.startswith("head")}
     assert len(heads) == (4 if "distilled" in name else 2) and moved == heads
+
+
+def test_frozen_blocks_stay_and_the_rest_learns_by_layers(tmp_path, toy_root):
+    "One step of Adam moves each weight by its group's rate, whatever the gradient: so the rates can be read off."
+    net, voc = (
+        timm.create_model("vit_toy_patch8_96", num_classes=9, dynamic_img_size=True),
+        VOCDataset(toy_root, "train"),
+    )
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    recipe = ClassifierConfig(
+        "vit_toy_patch8_96", steps=1, batch_size=4, lr=1e-4, head_lr=10.0, layer_decay=0.5, frozen_blocks=6,
+        crop_size=96, crop_area=(0.3, 1.0), weight_decay=0.0, precision="no",
+    )  # fmt: skip
+    train_classifier(net, recipe, voc, tmp_path, device=torch.device("cpu"))
+    moved = {name: (p - before[name]).abs().max().item() for name, p in net.named_parameters()}
+    still = {name for name, by in moved.items() if by == 0}
+    first = {"cls_token", "pos_embed", *(n for n in moved if n.startswith("patch_embed"))}
+    assert still == first | {n for n in moved if n.startswith(tuple(f"blocks.{k}." for k in range(6)))}
+    assert moved["head.weight"] == pytest.approx(1e-3, rel=0.01)
+    for k in range(6, 12):
+        assert moved[f"blocks.{k}.mlp.fc2.weight"] == pytest.approx(1e-4 * 0.5 ** (11 - k), rel=0.01)
+    assert all(p.requires_grad for p in net.parameters())
+    assert load_classifier(tmp_path / "model.safetensors")[1].crop_area == (0.3, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_toy_patch8_96", "eva02_tiny_patch14_224", "resnet_toy", "deit_tiny_distilled_patch16_224"]
+)
+def test_every_weight_is_in_one_group(name):
+    net = create_classifier(name, 5, pretrained=False)
+    head = net.get_classifier()
+    plain, decayed = (learning_groups(net, net, 1e-3, 2.0, decay) for decay in (1.0, 0.9))
+    for groups in (plain, decayed):
+        ids = [id(p) for group in groups for p in group["params"]]
+        assert sorted(ids) == sorted(id(p) for p in net.parameters())
+        assert groups[-1]["lr"] == 2e-3 and any(
+            p is (head[0] if isinstance(head, tuple) else head).weight for p in groups[-1]["params"]
+        )
+    rates = [group["lr"] for group in decayed[:-1]]
+    assert len(plain) == 2 and len(rates) > 3 and rates == sorted(rates) and rates[-1] == pytest.approx(1e-3)
+
+
+def test_crops_by_area_fill_the_window(toy_root):
+    net = timm.create_model("vit_toy_patch8_96")
+    config = ClassifierConfig(crop_size=160, crop_area=(0.5, 0.5), jitter=(0.0, 0.0, 0.0, 0.0))
+    image, _ = ClassificationSet(VOCDataset(toy_root, "train"), train_transform(config, net))[0]
+    assert image.shape == (3, 160, 160) and image[:, 0].unique(dim=1).shape[1] > 20  # no band of one colour around it
+
+
+def test_recipes_that_do_not_fit_a_model():
+    for fields, words in [
+        (dict(crop_size=100), "crop_size is 100; expected a multiple of 8"),
+        (dict(crop_size=96, frozen_blocks=13), "frozen_blocks is 13; expected at most 12, the blocks of vit_toy"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            check_recipe(ClassifierConfig("vit_toy_patch8_96", **fields))
+    with pytest.raises(InputError, match="at most 0, the blocks of resnet_toy"):
+        check_recipe(ClassifierConfig("resnet_toy", frozen_blocks=1))
+    for fields, words in [
+        (dict(layer_decay=1.1), "layer_decay is 1.1"),
+        (dict(crop_area=(0.9, 0.5)), "crop_area"),
+        (dict(crop_area=(0.0, 0.5)), "crop_area"),
+        (dict(frozen_blocks=-1), "frozen_blocks is -1"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            ClassifierConfig(**fields)
 
 
 def test_a_toy_checkpoint_needs_no_import_of_its_user(tmp_path):

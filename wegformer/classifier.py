@@ -6,14 +6,13 @@
 __all__ = ['VITS', 'mean_std', 'normalize', 'patch_size', 'size_of_whole_patches', 'resize_to_patches', 'label_loss',
            'predict_logits', 'average_precision', 'mean_average_precision', 'ClassifierConfig', 'RandomLongSide',
            'train_transform', 'ClassificationSet', 'train_classifier', 'channels_first', 'feature_fault',
-           'average_fault', 'create_classifier', 'check_crop', 'check_blocks', 'load_classifier']
+           'average_fault', 'check_name', 'create_classifier', 'load_classifier']
 
 # %% ../nbs/method/01_classifier.ipynb #8ac6a4d1
 import copy, difflib, json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,8 +29,9 @@ from torchvision.transforms.v2 import functional as F
 
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
-from .checkpoints import head_layers, load_checkpoint, set_eps
+from .checkpoints import load_checkpoint, set_eps
 from .data import InputError, VOCDataset, atomic_write, without_nan
+from .groups import frozen, learning_groups
 from .processes import is_main, mine, progress_bar, whole
 from .options import ASCENDING, PATH, Rule, at_least, between, check_fields, more_than, one_of, short_cause
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
@@ -130,10 +130,13 @@ class ClassifierConfig:
     batch_size: int = 16  # images (paper)
     lr: float = 5e-5  # AdamW (MECPformer)
     head_lr: float = 1.0  # factor on lr for the head, which is new
+    layer_decay: float = 1.0  # factor on lr from each layer to the one before it (BEiT), the last one's lr being whole
+    frozen_blocks: int = 0  # ViT: this many blocks keep their weights, the first ones, and all that is before them
     weight_decay: float = 5e-4  # MECPformer's; the paper gives it for the segmentation network only
     schedule: str = "constant"  # or "cosine", "poly"
     crop_size: int = 224  # pixels (paper)
     resize: tuple[int, int] = (256, 512)  # range of the long side before the crop, pixels
+    crop_area: tuple[float, float] | None = None  # in place of resize: range of the picture's share that is a crop
     flip: float = 0.5  # probability
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)  # brightness, contrast, saturation, hue
     eval_long_side: int = 500  # pixels, for the mAP on val
@@ -143,8 +146,8 @@ class ClassifierConfig:
     def __post_init__(self):
         check_fields(self, "classifier.", {
             "batch_size crop_size resize eval_long_side eval_every output_stride": at_least(1),
-            "steps": at_least(0),
-            "lr head_lr": more_than(0), "weight_decay jitter": at_least(0), "flip": between(0, 1), "resize": ASCENDING,
+            "steps frozen_blocks weight_decay jitter": at_least(0), "lr head_lr layer_decay crop_area": more_than(0),
+            "layer_decay crop_area flip": between(0, 1), "resize crop_area": ASCENDING,
             "schedule": one_of(SCHEDULES), "jitter": Rule(lambda j: j[3] <= 0.5, "a hue of at most 0.5", whole=True)})
 
 # %% ../nbs/method/01_classifier.ipynb #f442b7d8
@@ -169,9 +172,10 @@ def train_transform(
 ) -> v2.Transform:  # (3, H, W) uint8 -> (3, crop, crop) float32
     "Random scale, flip, colour and crop; what a crop lacks is filled with the mean colour."
     mean, std = mean_std(model)
+    fill, size = tuple(round(255 * m) for m in mean), config.crop_size
+    window = [RandomLongSide(*config.resize), v2.RandomCrop(size, pad_if_needed=True, fill=fill)]
     return v2.Compose([
-        RandomLongSide(*config.resize),
-        v2.RandomCrop(config.crop_size, pad_if_needed=True, fill=tuple(round(255 * m) for m in mean)),
+        *(window if config.crop_area is None else [v2.RandomResizedCrop(size, config.crop_area)]),
         v2.RandomHorizontalFlip(config.flip),
         v2.ColorJitter(*config.jitter),
         v2.ToDtype(torch.float32, scale=True),
@@ -229,16 +233,15 @@ def train_classifier(
     if not config.steps:
         history = [] if val is None else [dict(step=0, **evaluate(model.to(device or default_device()).eval()))]
         return _save(model, config, train, out, history)
-    head = [p for layer in head_layers(model) for p in layer.parameters() if p.requires_grad]
-    body = [p for p in learner.parameters() if p.requires_grad and not any(p is q for q in head)]
-    groups = [dict(params=body), dict(params=head, lr=config.lr * config.head_lr)]
-    history = fit(
-        learner, loss, torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True),
-        ClassificationSet(train, train_transform(config, model)), steps=config.steps, batch_size=config.batch_size,
-        out=out, seed=seed, schedule=SCHEDULES[config.schedule](config.steps),
-        precision=resolve_precision(config.precision), device=device or default_device(), workers=workers,
-        desc="classifier", evaluate=None if val is None else evaluate,
-        evaluate_every=config.eval_every or max(1, len(train) // config.batch_size))
+    with frozen(model, config.frozen_blocks):
+        groups = learning_groups(learner, model, config.lr, config.head_lr, config.layer_decay)
+        history = fit(
+            learner, loss, torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True),
+            ClassificationSet(train, train_transform(config, model)), steps=config.steps, batch_size=config.batch_size,
+            out=out, seed=seed, schedule=SCHEDULES[config.schedule](config.steps),
+            precision=resolve_precision(config.precision), device=device or default_device(), workers=workers,
+            desc="classifier", evaluate=None if val is None else evaluate,
+            evaluate_every=config.eval_every or max(1, len(train) // config.batch_size))
     return _save(model, config, train, out, history)
 
 # %% ../nbs/method/01_classifier.ipynb #ae8582f3
@@ -310,7 +313,7 @@ _EXPECTED = "expected a timm ViT, or a CNN with a linear head behind the average
 
 _SOURCES = ("hf-hub", "local-dir")  # of a name's beginning: timm reads the network from there
 
-def _check_name(model: str) -> None:
+def check_name(model: str) -> None:
     "InputError when timm has no such model, with names that are near."
     source, _, place = model.partition(":")
     if source == "local-dir" and not (Path(place) / "config.json").is_file():
@@ -329,7 +332,7 @@ def create_classifier(
     finished: bool = False,  # the checkpoint's head is wanted, too
 ) -> nn.Module:
     "A multi-label classifier for inputs of any size; InputError when it is unfit or its weights cannot be had."
-    _check_name(model)
+    check_name(model)
     try:
         classes = {} if num_classes is None else dict(num_classes=num_classes)
         net = _create(model, output_stride, pretrained=pretrained and weights is None, **classes).eval()
@@ -345,39 +348,6 @@ def create_classifier(
     if weights is not None:
         load_checkpoint(net, weights, model, head=finished or not classes)
     return net
-
-# %% ../nbs/method/01_classifier.ipynb #79191342
-@cache
-def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its blocks, with a pool that attends; a CNN's: 0
-    "What a model's name says of it; nothing is computed, its weights have shapes only."
-    try:
-        with torch.device("meta"):
-            net = timm.create_model(model)
-    except (OSError, ValueError, TypeError, KeyError) as error:  # a name with a source, which is not there
-        raise InputError(f"Model {model!r} could not be made "
-                         f"({type(error).__name__}: {short_cause(error)}).") from error
-    except (RuntimeError, NotImplementedError):  # it computes something when it is made
-        return 1, 0
-    return patch_size(net), len(net.blocks) + (net.attn_pool is not None) if isinstance(net, VITS) else 0
-
-def check_crop(
-    model: str,  # timm's name
-    crop_size: int,  # pixels
-    option: str = "classifier.crop_size",
-) -> None:
-    "InputError when timm does not know the model, or the crop is no multiple of its patch."
-    _check_name(model)
-    if crop_size % (patch := _shape_of(model)[0]):
-        raise InputError(f"{option} is {crop_size}; expected a multiple of {patch}, the patch of {model}.")
-
-def check_blocks(
-    model: str,  # timm's name
-    blocks: Sequence[int | None],  # of a ViT, from 0; None: the last
-) -> None:
-    "InputError when the model has no such block."
-    if (count := _shape_of(model)[1]) and (wrong := [b for b in blocks if b is not None and b >= count]):
-        raise InputError(f"attention explains from block {wrong[0]}; expected one of 0 to {count - 1}, the blocks of "
-                         f"{model}.")
 
 # %% ../nbs/method/01_classifier.ipynb #91be6bba
 def load_classifier(

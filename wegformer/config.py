@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .attention import AttentionConfig
-from .classifier import ClassifierConfig, check_blocks, check_crop
+from .classifier import ClassifierConfig
+from .classifier_checks import check_blocks, check_recipe
 from .data import InputError
 from .deeplab import check_backbone
 from .finished import check_finished
@@ -242,7 +243,7 @@ def check_fit(config: Config) -> None:
     "InputError where values do not go together, or a model is not known."
     check_finished(config.classifier)
     if config.classifier.steps:  # else nothing is cropped
-        check_crop(config.classifier.model, config.classifier.crop_size)
+        check_recipe(config.classifier)
     check_blocks(config.classifier.model, (*config.attention.blocks, config.attention.start_block))
     check_backbone(config.segmenter.backbone)
     for weights in filter(None, (config.classifier.weights, config.segmenter.weights)):

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import tyro
 
 from .check import check
-from .classifier import check_crop, create_classifier, load_classifier
+from .classifier import create_classifier, load_classifier
+from .classifier_checks import check_crop
 from .data import InputError, VOCDataset
 from .export import export_onnx
 from .extras.distillation import DistilConfig, distil, find_photographs
