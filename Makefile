@@ -16,9 +16,9 @@ reproduce: setup  ## Table 2 on the embedded data set, printed and written to $(
 test: setup  ## what the notebooks assert, then the grids, reference vectors and faults
 	@# several notebooks share a process: without a GPU Triton has to know before the first of them imports it
 	TRITON_INTERPRET=$$($(PY)/python -c "import torch; print(int(not torch.cuda.is_available()))") \
-	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
+	PATH="$(CURDIR)/$(PY):$$PATH" OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print --timing
 	@# the tests' models are tiny: a second thread wins little, and waits long for a core that is busy
-	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 web: setup web/node_modules/.done  ## the live page, in web/dist: any file server can show it
 	$(PY)/python web/build.py

@@ -13,6 +13,15 @@ if not torch.cuda.is_available():  # kernels are interpreted; Triton must know b
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+LONGEST = "reproduce change_one_thing processes export options pipeline side_by_side teach".split()
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest come first, so that no worker is left with one of them at the end."
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable: the rest stays as it is
+
+
 @pytest.fixture(scope="session")
 def shared():
     "Reference vectors and real photographs beside the checkout; tests that need them are skipped without."

@@ -126,15 +126,19 @@ def plain_twin(wrapped):
     return twin
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", TAKEN_OFF)
-def test_what_can_be_taken_off_changes_no_map(kind, dtype, tolerance):
+def test_what_can_be_taken_off_changes_no_map(kind, dtype):
+    """In double precision to the last digits; in single to ten times what it errs itself: equal weights that lie
+    otherwise in memory are summed in another order."""
     wrapped = TAKEN_OFF[kind](small_vit().to(dtype))
     twin, images = plain_twin(wrapped).to(dtype), pictures(dtype)
     before = {name: weight.clone() for name, weight in wrapped.state_dict().items()}
     for door, maps in DOORS.items():
         expected = maps(twin, images, PAIRS)
-        assert (maps(wrapped, images, PAIRS) - expected).norm() <= tolerance * expected.norm(), door
+        exact = maps(copy.deepcopy(twin).double(), images.double(), PAIRS)
+        bound = 1e-12 * exact.norm() if dtype is torch.float64 else 10 * (expected - exact).norm()
+        assert (maps(wrapped, images, PAIRS) - expected).norm() <= bound, door
     after = wrapped.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

@@ -12,7 +12,10 @@ import pytest
 from conftest import AXE, ROOT, TIMEOUT, WIDTHS, file, own_requests_alone, photograph, shown_pixels
 from playwright.sync_api import expect
 
-CHAPTERS = ["01_vit", "05_soft_erase"]  # a click on the picture; a slider and an upload
+from wegformer.live.labels import workbench
+from wegformer.live.samples import toy_album
+
+CHAPTERS = ["01_vit", "05_soft_erase", "07_label_rule"]  # a click on the picture; a slider and an upload; the brush
 SETTINGS = {  # as a user who has answered the first questions: no news is fetched
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "apputils-extension/themes": {"adaptive-theme": True},  # light or dark as the system is
@@ -108,7 +111,19 @@ class Figure:
     def settled(self):
         "Waits until the picture is that of the words."
         expect(self.picture).to_have_attribute("alt", self.status.inner_text(), timeout=TIMEOUT)
-        self.picture.evaluate("(img) => img.decode()")
+        self.picture.evaluate("""async (img) => {  // a picture that is replaced meanwhile is not decoded
+          for (let src = null; src !== img.src;) { src = img.src; await img.decode().catch(() => { src = null; }); }
+        }""")
+
+    def at_rest(self, before):
+        "What it shows once it has changed, and stays so for a second: a stroke is drawn while it grows."
+        after = self.changed(before)
+        while True:
+            self.page.wait_for_timeout(1000)
+            self.settled()
+            if (later := self.now()) == after:
+                return after
+            after = later
 
     def is_again(self, before):
         "Waits until it shows what it showed before."
@@ -183,6 +198,30 @@ def test_a_click_on_the_picture_moves_two_sliders(run_chapter):
         found.append([int(place.inner_text()) for place in places])
     (near, down), (far, same) = found
     assert down == same and 5 <= near and abs(far - 2 * near) <= 2
+
+
+def test_the_brush_paints_stroke_by_stroke_and_is_wiped_off(run_chapter):
+    figure, drawn = Figure(run_chapter("07_label_rule")), workbench(toy_album()).drawn()
+    start, box = figure.now(), figure.picture.bounding_box()
+    left, top, right, bottom = drawn.target.box  # of the saliency's panel, in pixels of the page
+    scale = box["width"] / drawn.page.shape[1]
+
+    def drag(down):
+        "A line across the panel, at a share of its height."
+        y = box["y"] + scale * (top + down * (bottom - top))
+        xs = [box["x"] + scale * (left + share * (right - left)) for share in (0.1, 0.9)]
+        figure.page.mouse.move(xs[0], y)
+        figure.page.mouse.down()
+        figure.page.mouse.move(xs[1], y, steps=8)
+        figure.page.mouse.up()
+
+    drag(0.2)
+    first = figure.at_rest(start)
+    drag(0.8)
+    figure.at_rest(first)
+    figure.page.mouse.move(0, 0)
+    figure.box.get_by_role("button", name="wipe the brush's saliency off").click()
+    figure.is_again(start)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
