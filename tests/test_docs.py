@@ -2,6 +2,7 @@
 
 import configparser
 import csv
+import json
 import re
 import shutil
 import statistics
@@ -32,6 +33,17 @@ def test_every_number_is_recorded_or_a_listed_constant(name):
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
 def test_every_page_has_a_template(page):
     assert page in PAGES.values()
+
+
+BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda p: p.stem)
+def test_no_notebook_types_a_recorded_result(book):
+    "A mean with its spread comes from the records, which are made anew; prose links to the page that shows them."
+    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert re.findall(r".*\d *(?:±|\\pm) *\d.*", prose) == []
 
 
 # that these tests can fail

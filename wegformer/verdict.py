@@ -218,7 +218,8 @@ def _on_trivial(evidence: Mapping) -> str:
     "What the trivial method would give."
     if evidence["saliency"] is None:
         return ("There are no saliency maps: labels are made of the classifier's maps alone, which find parts of "
-                "objects and no edges. In the records of this project saliency brings more than every other step.")
+                "objects and no edges. In the records of this project saliency brings the labels more than every "
+                "other step.")
     same = [c["trivial"] for c in evidence["classes"].values() if c.get("trivial") is not None]
     mean = written(sum(same) / len(same), "%") if same else ""
     alike = f" Its labels and these: {mean}% IoU, mean over classes." if same else ""
