@@ -72,7 +72,7 @@ def linear_rule_figure() -> LiveFigure:
         lost = float(R.sum() - back.sum())
         words = f" {lost:.2f} is lost: an output that no input raised hands nothing down." if lost > 1e-4 else ""
         return Drawn(beside(_diagram(x, W, R, flow), tables),
-                     f"y = ({float(out[0]):.2f}, {float(out[1]):.2f}). Relevance {float(R.sum()):.2f} above, "
-                     f"{float(back.sum()):.2f} below.{words}")
+                     f"y = ({float(out[0]):.2f}, {float(out[1]):.2f}). Relevance {float(R.sum()):.2f} at the right, "
+                     f"{float(back.sum()):.2f} at the left.{words}")
 
     return LiveFigure("linear rule", draw, knobs)

@@ -7,7 +7,7 @@ __all__ = ['LARGEST', 'THINNEST', 'Sample', 'read_upload', 'Album', 'voc_album',
 
 # %% ../../nbs/workshop/16ab_live_samples.ipynb #a1d89f97
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +62,8 @@ class Album:
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], samples: Mapping[str, Sample],
                  config: AttentionConfig):
-        self.model, self.names, self.config = model.eval().requires_grad_(False), tuple(names), config
+        self.model, self.names = model.eval().requires_grad_(False), tuple(names)
+        self.config = replace(config, precision="no")  # the same figures on every machine
         self.samples, self._kept = dict(samples), {}
 
     def kept(self, key: tuple, compute: Callable[[], Any]) -> Any:
