@@ -21,7 +21,7 @@ from wegformer.classifier import (
 )
 from wegformer.classifier_checks import check_blocks, check_crop, check_recipe
 from wegformer.data import InputError, VOCDataset
-from wegformer.groups import learning_groups
+from wegformer.groups import frozen, learning_groups
 from wegformer.training import save_weights
 
 
@@ -277,6 +277,22 @@ def test_every_weight_is_in_one_group(name):
         )
     rates = [group["lr"] for group in decayed[:-1]]
     assert len(plain) == 2 and len(rates) > 3 and rates == sorted(rates) and rates[-1] == pytest.approx(1e-3)
+    if hasattr(net, "blocks"):
+        rate = {id(p): group["lr"] for group in decayed for p in group["params"]}
+        for k in range(len(net.blocks)):
+            expected = 1e-3 * 0.9 ** (len(net.blocks) - 1 - k)
+            assert all(rate[id(p)] == pytest.approx(expected) for p in net.blocks[k].parameters())
+
+
+def test_only_what_learns_is_frozen_and_thawed():
+    net = create_classifier("eva02_tiny_patch14_224", 5, pretrained=False)
+    net.blocks[0].norm1.weight.requires_grad_(False)
+    with frozen(net, len(net.blocks)):
+        learn = {name for name, p in net.named_parameters() if p.requires_grad}
+        assert {name.split(".")[0] for name in learn} == {"fc_norm", "head"}
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["blocks.0.norm1.weight"]
+    with pytest.raises(InputError, match="at most 0, the blocks of EfficientNet"):
+        frozen(timm.create_model("efficientnet_b0"), 3).__enter__()
 
 
 def test_crops_by_area_fill_the_window(toy_root):
@@ -293,8 +309,13 @@ def test_recipes_that_do_not_fit_a_model():
     ]:
         with pytest.raises(InputError, match=words):
             check_recipe(ClassifierConfig("vit_toy_patch8_96", **fields))
-    with pytest.raises(InputError, match="at most 0, the blocks of resnet_toy"):
-        check_recipe(ClassifierConfig("resnet_toy", frozen_blocks=1))
+    for name, fields, words in [
+        ("resnet_toy", dict(frozen_blocks=1), "at most 0, the blocks of resnet_toy"),
+        ("vit_base_patch16_siglip_224", dict(frozen_blocks=13), "at most 12"),  # its pool is no block to freeze
+        ("resnet38", dict(layer_decay=0.8), "layer_decay is 0.8; expected 1, since resnet38"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            check_recipe(ClassifierConfig(name, **fields))
     for fields, words in [
         (dict(layer_decay=1.1), "layer_decay is 1.1"),
         (dict(crop_area=(0.9, 0.5)), "crop_area"),

@@ -107,7 +107,7 @@ RULES = [
     LabelRule(min_foreground=None, fg_thr=0.0),
     LabelRule(conflict_min=3, uncertain="off"),
     LabelRule(min_foreground=0.4, t_fg=0.9),
-    LabelRule(uncertain_without_saliency=True, background_score=0.5),
+    LabelRule(uncertain_without_saliency=True, background_score=0.5, uncertain_thr=0.4),
 ]
 
 

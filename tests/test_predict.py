@@ -389,7 +389,7 @@ def test_a_full_disk_stops_the_command(tmp_path, network, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", [["predict"], ["saliency", "--out", "maps"], ["explain", "--out", "maps.png"]])
-@pytest.mark.parametrize("name", ["loop.jpg", "~nobody/a.jpg"])
+@pytest.mark.parametrize("name", ["loop.jpg", "~no-such-user/a.jpg"])
 def test_a_path_that_leads_nowhere_is_refused_in_one_line(command, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("loop.jpg").symlink_to("loop.jpg")

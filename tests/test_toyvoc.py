@@ -401,3 +401,10 @@ def test_unwritable_place_is_one_clear_sentence(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be written"):
         make_toy_voc(tmp_path / "file" / "toy", train=1, val=1)
+
+
+def test_a_folder_of_an_unknown_user_is_refused_and_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="~no-such-user/voc lies in the home of a user"):
+        make_toy_voc("~no-such-user/voc", train=1, val=1)
+    assert not list(tmp_path.iterdir())

