@@ -117,13 +117,15 @@ class Figure:
 
     def at_rest(self, before):
         "What it shows once it has changed, and stays so for a second: a stroke is drawn while it grows."
-        after = self.changed(before)
-        while True:
+        expect(self.status).not_to_have_text(before[1], timeout=TIMEOUT)
+        words = None
+        while not words == self.status.inner_text() == self.picture.get_attribute("alt"):
+            words = self.status.inner_text()
             self.page.wait_for_timeout(1000)
-            self.settled()
-            if (later := self.now()) == after:
-                return after
-            after = later
+        self.settled()
+        after = self.now()
+        assert after[0] != before[0], "the words changed, the picture did not"
+        return after
 
     def is_again(self, before):
         "Waits until it shows what it showed before."
