@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = """errors storage pictures masks lists labels data options pools check networks.toy networks.resnet38
     toydrawings formulas toyvoc figures live.canvas live.figure processes shares training checkpoints groups
     classifier classifier_checks finished vit plain_model gradients vit_steps kernels.launch rules step_rules
-    last_block attention_rule all_blocks step_walk relevance heatmaps attention map_files map_measures
-    explainable vit_families soft_erase label_inputs pseudo_labels label_graph crf deeplab segmentation tiles
+    last_block attention_rule all_blocks step_walk relevance heatmaps affinity attention map_files
+    map_measures explainable vit_families soft_erase label_inputs pseudo_labels label_graph crf refinement deeplab
+    segmentation tiles
     evaluation config splits tables sources json_layouts layouts imports stages pretraining pipeline
     side_by_side experiment reproduce records report explain export live.samples live.labels live.maps
     live.rules live.predictions live.replay extras.saliency extras.distillation extras.initial_weights tools

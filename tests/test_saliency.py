@@ -162,7 +162,14 @@ def test_bad_model_file(tmp_path):
         with pytest.raises(InputError, match="page.onnx"):
             open_detector(tmp_path / "page.onnx")
     with pytest.raises(InputError, match="does not work as a detector of the kind 'u2net'.*320"):
-        open_detector(write_onnx(tmp_path / "other.onnx", size=224))
+        open_detector(write_onnx(tmp_path / "u2net.onnx", size=224))
+
+
+def test_a_file_of_another_size_is_shown_that_size(tmp_path):
+    detector = open_detector(write_onnx(tmp_path / "other.onnx", size=224))
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[:, 5:15, 40:50] = 200
+    assert saliency_map(detector, image).shape == (40, 60)
 
 
 def test_file_keeps_the_habits_of_its_name(tmp_path):

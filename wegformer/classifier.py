@@ -31,7 +31,7 @@ import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .checkpoints import load_checkpoint, set_eps
 from .data import InputError, VOCDataset, atomic_write, without_nan
-from .groups import VITS, frozen, learning_groups
+from .groups import VITS, frozen, learning_groups, written_out
 from .processes import is_main, mine, progress_bar, whole
 from .options import ASCENDING, PATH, Rule, at_least, between, check_fields, more_than, one_of, short_cause
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
@@ -233,13 +233,14 @@ def train_classifier(
     if not config.steps:
         history = [] if val is None else [dict(step=0, **evaluate(model.to(device or default_device()).eval()))]
         return _save(model, config, train, out, history)
-    with frozen(model, config.frozen_blocks):
+    device = device or default_device()
+    with frozen(model, config.frozen_blocks), written_out(learner, device):
         groups = learning_groups(learner, model, config.lr, config.head_lr, config.layer_decay)
         history = fit(
             learner, loss, torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True),
             ClassificationSet(train, train_transform(config, model)), steps=config.steps, batch_size=config.batch_size,
             out=out, seed=seed, schedule=SCHEDULES[config.schedule](config.steps),
-            precision=resolve_precision(config.precision), device=device or default_device(), workers=workers,
+            precision=resolve_precision(config.precision), device=device, workers=workers,
             desc="classifier", evaluate=None if val is None else evaluate,
             evaluate_every=config.eval_every or max(1, len(train) // config.batch_size))
     return _save(model, config, train, out, history)

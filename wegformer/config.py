@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,9 @@ from .classifier_checks import check_blocks, check_recipe
 from .data import InputError
 from .deeplab import check_backbone
 from .finished import check_finished
-from .options import NAMED_PATH, PATH, SEED, UNIQUE, at_least, between, check_fields, split_named
+from wegformer.options import (
+    LATER, NAMED_PATH, PATH, SEED, UNIQUE, Rule, at_least, between, check_fields, split_named
+)
 from .pseudo_labels import LabelRule
 from .segmentation import RECIPES, SegmenterConfig
 from .storage import content
@@ -54,6 +56,8 @@ class DataConfig:
         if len(set(names)) < len(names):
             raise InputError(f"saliency is {self.saliency!r}; expected names that differ.")
 
+
+# %% ../nbs/workshop/12_config.ipynb #c1097d30
 @dataclass(frozen=True)
 class LabelConfig:
     "Where the masks come from that the segmentation network learns."
@@ -66,10 +70,15 @@ class LabelConfig:
     block: int | None = None  # wegformer: which of attention.blocks the labels are made of; None: the last of them
     # wegformer: further ones of attention.blocks that are mined, too (POM; EPOM reads one map only)
     mine_blocks: tuple[int, ...] = ()
+    # wegformer, beyond the paper: each map is cut at this quantile of its values before the rule; 1: as it is
+    quantile: float = field(default=1.0, metadata=LATER)
+    # wegformer, beyond the paper: steps of pixel-adaptive refinement of the maps before the rule (AFA: 10)
+    par: int = field(default=0, metadata=LATER)
 
     def __post_init__(self):
-        check_fields(self, "labels.", {"threshold": between(0, 255), "block mine_blocks": at_least(0),
-                                       "mine_blocks": UNIQUE})
+        check_fields(self, "labels.", {
+            "threshold": between(0, 255), "block mine_blocks par": at_least(0), "mine_blocks": UNIQUE,
+            "quantile": Rule(lambda q: 0 < q <= 1, "above 0, at most 1")})
 
 # %% ../nbs/workshop/12_config.ipynb #b215f104
 @dataclass(frozen=True)
@@ -217,7 +226,8 @@ def cnn_baseline(
 ) -> dict[str, Any]:  # dotted name -> value
     "What a CNN with class activation maps in the place of the Transformer with DTD changes."
     values = {"classifier.model": model or "resnet38", "attention.method": "cam",
-              "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0}  # a ViT's, where they are set
+              # a ViT's, where they are set
+              "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0, "attention.affinity": 0}
     if preset_name != "voc" and model is None:
         values |= {"classifier.model": "resnet_toy", "classifier.output_stride": 8}
     return values | ({"classifier.weights": weights} if weights else {})

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from .attention import attention_maps
+from .attention import attention_maps, needed_methods
 from .classifier import normalize, patch_size, resize_to_patches
 from .config import Config
 from .data import InputError, read_saliency
@@ -22,6 +22,7 @@ from .figures import class_legend, show_grid, show_image, show_label, show_map
 from .heatmaps import METHODS
 from .plain_model import plain_model
 from .pseudo_labels import pseudo_label
+from .refinement import refined
 from .soft_erase import soft_erase
 
 # %% ../nbs/workshop/16a_explain.ipynb #00dfc06d
@@ -64,11 +65,13 @@ def explain_figure(
     "Photograph, map, erased map per class, and the pseudo label, side by side."
     check_class_names(classes, names)
     model = plain_model(model)
-    if (check := METHODS[config.attention.method].check) is not None:
-        check(model)
+    for method in needed_methods(config.attention):
+        if (check := METHODS[method].check) is not None:
+            check(model)
     classes = classes or _class_names(model, image, names, config)
     ids = torch.tensor(sorted({names.index(c) for c in classes}))
     maps, rule = attention_maps(model, image, ids, config.attention).cpu(), config.labels.rule  # (C, H, W)
+    maps = refined(maps, image, config.labels.quantile, config.labels.par)
     if len(names) > 255:  # a mask has no more indices: the classes that are shown are counted
         names, ids = (names[0], *(names[k] for k in ids)), torch.arange(1, 1 + len(ids))
     erased = soft_erase(maps, rule.erase_rate, rule.renormalize) if rule.erase_rate else maps

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from .attention import AttentionConfig
+from .attention import AttentionConfig, needed_methods
 from .classifier import VITS, create_classifier
 from .data import InputError
 from .heatmaps import METHODS, HeatMap
@@ -47,6 +47,7 @@ def _depth_or_fault(
     builder: Callable | None,
     method: HeatMap,
     output_stride: int | None,
+    asked: str,  # how the method is asked for
 ) -> int | InputError:  # the blocks of a ViT, 0 for a CNN; why the network cannot be built or explained
     "What must be known of a network to say whether a method can explain it."
     try:
@@ -57,8 +58,7 @@ def _depth_or_fault(
         if method.check is not None:
             method.check(net)
     except InputError as error:
-        return InputError(f"attention.method is {method.name!r}, which cannot explain classifier.model {model!r}: "
-                          f"{error}")
+        return InputError(f"{asked}, which cannot explain classifier.model {model!r}: {error}")
     return attentions(net) if isinstance(net, VITS) else 0
 
 # %% ../nbs/workshop/09b_explainable.ipynb #d810ac53
@@ -80,8 +80,9 @@ def check_explainable(
     output_stride: int | None = None,  # classifier.output_stride
 ) -> None:
     "InputError when the method cannot explain that classifier; nothing is trained or loaded."
-    found = _depth_or_fault(model_name, _builder(model_name), METHODS[config.method], output_stride)
-    if isinstance(found, InputError):
-        raise InputError(str(found))
+    for method, asked in needed_methods(config).items():
+        found = _depth_or_fault(model_name, _builder(model_name), METHODS[method], output_stride, asked)
+        if isinstance(found, InputError):
+            raise InputError(str(found))
     if fault := _option_fault(config, found):
         raise InputError(f"{fault} (classifier.model is {model_name!r}).")

@@ -18,7 +18,7 @@ import torch
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .classifier import create_classifier, load_classifier, train_classifier
-from .config import Config, resolved
+from .config import Config, LabelConfig, resolved
 from .crf import CRFParams
 from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
@@ -31,6 +31,7 @@ from .pretraining import (classes_fingerprint, initial_stages, segmenter_start, 
                                    weights_fingerprint)
 from .processes import is_main, mine, progress_bar, share, sum_of_parts
 from .pseudo_labels import LabelStats, labels_with_stats, summarize_stats
+from .refinement import refined
 from .segmentation import SegmenterConfig, load_segmenter, predict_dataset, train_segmenter
 from .splits import (Part, has_masks, images_fingerprint, masks_fingerprint, open_split, require_sound,
                               saliency_fingerprint)
@@ -150,7 +151,8 @@ def _labels_of(
     place, others = _block(config, labels.block), [_block(config, b) for b in labels.mine_blocks]
     # maps and classes; where there is a GPU, maps are enlarged there, and a kernel labels the whole batch
     read = [read_attention(maps / f"{train.ids[i]}.npz", default_device()) for i in batch]
-    maps = [a for a, _ in read]
+    maps = [refined(a, train.image(i) if labels.par else None, labels.quantile, labels.par)
+            for i, (a, _) in zip(batch, read)]
     attention = [a if place is None else a[place] for a in maps]  # (C, H, W) each
     mined, classes = [[a[k] for k in others] for a in maps], [c for _, c in read]
     made = labels_with_stats(attention, classes, salient, labels.rule, mined)
@@ -176,6 +178,8 @@ def _identity_of_labels(config: Config, train: VOCDataset) -> dict:
         identity["threshold"] = labels.threshold
     elif labels.source == "wegformer":
         identity |= dict(rule=labels.rule, block=labels.block, mine_blocks=labels.mine_blocks)
+        identity |= {name: value for name, value in dict(quantile=labels.quantile, par=labels.par).items()
+                     if value != getattr(LabelConfig, name)}  # off: as before there were these switches
     return identity
 
 def _score_labels(folder: Path, train: VOCDataset) -> dict:

@@ -70,8 +70,10 @@ def side_by_side(
     pool, device, tasks = fresh_pool(at_once, [__name__], _begin, (threads // at_once,)), device_name(), []
     try:
         for config, labels in missing:
-            with suppress(Exception):
-                run(labels, cache, log)
+            with suppress(Exception), recorded_as(device):
+                for stage in labels.upstream():  # labels are small work: with one thread nobody waits for another
+                    torch.set_num_threads(1 if stage is labels and tasks else threads)
+                    run(stage, cache, log)
                 tasks.append(pool.submit(_finish, config, cache, workers, device))
         for task in tqdm(as_completed(tasks), f"networks, {at_once} at a time", len(tasks)):
             with suppress(Exception):
@@ -82,4 +84,5 @@ def side_by_side(
             process.terminate()
         raise
     finally:
+        torch.set_num_threads(threads)
         pool.shutdown(cancel_futures=True)

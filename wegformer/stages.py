@@ -34,7 +34,9 @@ from .storage import atomic_write, cache_dir, sweep
 def _plain(value: Any) -> Any:
     "A configuration as JSON knows it."
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
+                  if not (f.metadata.get("later") and getattr(value, f.name) == f.default)}  # see options.LATER
+        return {name: _plain(one) for name, one in fields.items()}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

@@ -93,11 +93,13 @@ class Saliency:
     images: tyro.conf.Positional[tuple[Path, ...]] = ()  # photographs, or folders of them
     out: Path = Path("saliency/u2net")  # folder for NAME.png, such as VOC2012/saliency/u2net
     model: str = "u2net"  # a detector that rembg knows (it downloads it once), or an .onnx file
+    # slope and offset of Platt's scaling, for a detector whose values are no probabilities; 1 0: as they are
+    calibration: tuple[float, float] = (1.0, 0.0)
 
     def __call__(self) -> int:
         if not self.images:
             raise InputError("No images were named; expected photographs, or folders of them.")
-        print(f"{len(make_saliency(self.images, self.out, self.model))} new maps: {self.out}")
+        print(f"{len(make_saliency(self.images, self.out, self.model, self.calibration))} new maps: {self.out}")
         return 0
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..classifier import create_classifier, normalize
 from ..data import PICTURES, InputError, Kept, atomic_write, read_image, require
+from ..groups import written_out
 from ..options import NOT_EMPTY, PATH, SEED, Rule, at_least, between, check_fields, more_than, one_of
 from ..processes import agree, is_main, together
 from ..training import SCHEDULES, autocast, default_device, fit, resolve_precision, save_weights
@@ -301,7 +302,7 @@ def _measure(
     return dict(agreement=100 * same / len(crops))
 
 # %% ../../nbs/extras/distillation.ipynb #570ba494
-def _pair(config: DistilConfig, device: torch.device) -> Distillation:
+def _pair(config: DistilConfig) -> Distillation:
     "Student and teacher of a config."
     torch.manual_seed(config.seed)
     teacher = create_classifier(config.teacher, None, config.teacher_weights is None, config.teacher_weights,
@@ -310,9 +311,6 @@ def _pair(config: DistilConfig, device: torch.device) -> Distillation:
     student = create_classifier(config.student, teacher.num_classes, False, config.weights)
     pair = Distillation(student, teacher, config.stages, config.decisions, depths=config.depths,
                         features=config.features)
-    if device.type == "cpu":  # there fused attention's backward pass is the slower one: 1.7 times as long a step
-        for block in student.blocks:
-            block.attn.fused_attn = False
     return pair
 
 def _held_out(config: DistilConfig, photographs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -367,7 +365,7 @@ def distil(
     if config.holdout >= len(photographs):
         raise InputError(f"DistilConfig.holdout is {config.holdout}, and there are {len(photographs)} photographs; "
                          "expected fewer.")
-    pair = _pair(config, device)
+    pair = _pair(config)
     lesson = Lesson(pair, config.mixup, config.ema)
     held, learnt = _held_out(config, photographs)
     short_side = round(config.crop_size * 8 / 7)  # 256 for 224: enough for a crop of the whole photograph
@@ -377,11 +375,12 @@ def distil(
     def evaluate(_: nn.Module) -> dict:
         return _measure(lesson.average.module.eval(), lesson, crops, precision) if measured else {}
 
-    history = fit(
-        lesson, _lesson_loss, _optimizer(pair, config), Photographs(learnt, distil_transform(config), short_side),
-        steps=config.steps, batch_size=config.batch_size, out=out, seed=config.seed, precision=precision, device=device,
-        schedule=SCHEDULES[config.schedule](config.steps), workers=workers, evaluate=evaluate,
-        evaluate_every=config.evaluate_every or max(1, config.steps // 10), desc="distil")
+    with written_out(pair.student, device):
+        history = fit(
+            lesson, _lesson_loss, _optimizer(pair, config), Photographs(learnt, distil_transform(config), short_side),
+            steps=config.steps, batch_size=config.batch_size, out=out, seed=config.seed, precision=precision,
+            device=device, schedule=SCHEDULES[config.schedule](config.steps), workers=workers, evaluate=evaluate,
+            evaluate_every=config.evaluate_every or max(1, config.steps // 10), desc="distil")
     lesson.keep()
     together(partial(_finish, lesson, history, config, len(learnt), out) if is_main() else bool)
     return history

