@@ -34,11 +34,10 @@ def main() -> None:
     known = [name for name, classes in shown.items() if classes and set(classes) <= set(CLASSES)]
     picked = sorted(np.random.default_rng(args.seed).permutation(known)[: args.count].tolist())
     for folder, source, ending in (("photographs", "JPEGImages", "jpg"), ("masks", "SegmentationClassAug", "png")):
-        (args.out / folder).mkdir(parents=True, exist_ok=True)
+        (args.out / folder).mkdir(parents=True)
         for name in picked:
             link = args.out / folder / f"{name}.{ending}"
-            if not link.exists():
-                os.symlink((args.voc / source / f"{name}.{ending}").resolve(), link)
+            os.symlink((args.voc / source / f"{name}.{ending}").resolve(), link)
     with open(args.out / "labels.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([("file", "shows"), *((f"{name}.jpg", ", ".join(shown[name])) for name in picked)])
     counts = {c: sum(c in shown[name] for name in picked) for c in CLASSES}

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from wegformer.affinity import along_patches, patch_affinity
 from wegformer.attention import AttentionConfig, needed_methods, view_grids
 from wegformer.classifier import normalize
-from wegformer.config import LabelConfig, override, preset
+from wegformer.config import LabelConfig, cnn_baseline, override, preset
 from wegformer.data import InputError, read_mask
 from wegformer.explainable import check_explainable
 from wegformer.extras.saliency import calibrated, make_saliency, platt
@@ -81,7 +82,7 @@ def test_par_is_its_equations_pixel_by_pixel():
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 9, 11), generator=generator, dtype=torch.uint8)
     maps = torch.rand(2, 9, 11, generator=generator)
-    found = pixel_adaptive(image, maps, 3, shrink=1)
+    found = pixel_adaptive(image, maps, 3)
     assert torch.allclose(found.double(), plain_par(image, maps, 3), atol=1e-4)
 
 
@@ -89,6 +90,7 @@ def test_par_takes_pictures_of_any_size_and_of_one_colour():
     for size in ((1, 1), (2, 3), (37, 50)):
         image, maps = torch.full((3, *size), 7, dtype=torch.uint8), torch.rand(2, *size)
         assert pixel_adaptive(image, maps, 2).isfinite().all()
+        assert pixel_adaptive(image, maps, 2, long_side=8).shape == maps.shape
         assert pixel_affinity(image).isfinite().all()
     assert pixel_adaptive(image, maps[:0], 2).shape == (0, 37, 50)
     with pytest.raises(InputError, match=r"maps has the size \(37, 50\); expected \(37, 49\)"):
@@ -220,6 +222,38 @@ def test_platt_finds_what_the_values_mean():
     assert (bent.diff() >= 0).all() and torch.equal(calibrated(values[None]), values[None])
     half = int((bent - 128).abs().argmin()) / 255
     assert abs(half - 1 / (1 + math.exp(offset / slope))) < 0.02
+
+
+def test_maps_of_two_calibrations_do_not_mix(tmp_path):
+    from test_saliency import write_onnx
+
+    model = write_onnx(tmp_path / "colour.onnx")
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(tmp_path / "a.png")
+    for calibration in ((1.0, 0.0), (2.0, 0.5)):
+        out = tmp_path / str(calibration[0])
+        assert len(make_saliency([tmp_path / "a.png"], out, model, calibration)) == 1
+        assert make_saliency([tmp_path / "a.png"], out, model, calibration) == []
+        with pytest.raises(InputError, match=f"a.png has the calibration {calibration[0]} .*; expected 3.0 0.0"):
+            make_saliency([tmp_path / "a.png"], out, model, (3.0, 0.0))
+
+
+def test_what_is_not_clamped_stays_below_zero():
+    model, images = random_vit(dynamic_img_size=True).float(), torch.randint(0, 256, (1, 3, 64, 80), dtype=torch.uint8)
+    maps = view_grids(model, images, torch.tensor([[0, 2]]), AttentionConfig(clamp=False, precision="no"))
+    assert maps.min() < 0
+
+
+def test_dtd_s_options_count_where_it_is_the_second_method():
+    model, images = random_vit(dynamic_img_size=True).float(), torch.randint(0, 256, (1, 3, 64, 80), dtype=torch.uint8)
+    config, pairs = AttentionConfig(method="cam", times="dtd", precision="no"), torch.tensor([[0, 2]])
+    first = view_grids(model, images, pairs, config)
+    assert not torch.allclose(first, view_grids(model, images, pairs, replace(config, start_block=0)))
+    assert not torch.allclose(first, view_grids(model, images, pairs, replace(config, gradient=False)))
+
+
+def test_a_cnn_row_takes_neither():
+    config = override(preset("smoke"), {"attention.times": "rollout", "attention.affinity": 1})
+    chain(override(config, cnn_baseline("smoke")))
 
 
 def test_a_calibration_that_is_none_is_refused(tmp_path):

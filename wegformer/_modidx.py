@@ -615,6 +615,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'wegformer/extras/saliency.py'),
                                            'wegformer.extras.saliency._predict': ( 'extras/saliency.html#_predict',
                                                                                    'wegformer/extras/saliency.py'),
+                                           'wegformer.extras.saliency._refuse_other': ( 'extras/saliency.html#_refuse_other',
+                                                                                        'wegformer/extras/saliency.py'),
                                            'wegformer.extras.saliency._rembg_sessions': ( 'extras/saliency.html#_rembg_sessions',
                                                                                           'wegformer/extras/saliency.py'),
                                            'wegformer.extras.saliency._start': ( 'extras/saliency.html#_start',

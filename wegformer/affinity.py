@@ -9,7 +9,7 @@ __all__ = ['patch_affinity', 'along_patches']
 import torch
 from torch import nn
 
-from .vit import attention_matrix, check_inputs, check_vit, precise_mode, run_blocks
+from .vit import attention_matrix, check_finite, check_inputs, check_vit, precise_mode, run_blocks
 
 # %% ../nbs/workshop/08b_affinity.ipynb #8b600006
 def patch_affinity(
@@ -25,7 +25,7 @@ def patch_affinity(
         for block in model.blocks:
             total = total + attention_matrix(block, x)[:, :, prefix:, prefix:].mean(1)
             x = block(x)
-        return total / total.sum(-1, keepdim=True)
+        return check_finite(total / total.sum(-1, keepdim=True), model, images)
 
 # %% ../nbs/workshop/08b_affinity.ipynb #8b600011
 def along_patches(

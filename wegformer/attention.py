@@ -51,16 +51,21 @@ class AttentionConfig:
         if self.blocks and (self.method != "dtd" or self.start_block is not None):
             raise InputError(f"attention.blocks is {self.blocks}; "
                              "expected no start_block beside it, and the method 'dtd'.")
+        if self.times == self.method:
+            raise InputError(f"attention.times is {self.times!r}, as attention.method; expected another.")
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"attention.scales is {self.scales}; expected one or more positive numbers.")
 
-    def heatmap(self) -> Callable[..., torch.Tensor]:  # (model, images, pairs) -> maps
-        "The configured method as a function; DTD alone has options."
-        options = {}
-        if self.method == "dtd":
+    def heatmap(
+        self,
+        name: str | None = None,  # in METHODS; None: the configured one
+    ) -> Callable[..., torch.Tensor]:  # (model, images, pairs) -> maps
+        "A method as a function; DTD alone has options."
+        name, options = name or self.method, {}
+        if name == "dtd":
             options = dict(clamp=self.clamp, gradient=self.gradient, seed=self.seed)
             options["start_block"] = self.blocks or self.start_block
-        return partial(METHODS[self.method].function, **options)
+        return partial(METHODS[name].function, **options)
 
 # %% ../nbs/method/05_attention.ipynb #5bb00006
 def needed_methods(
@@ -81,11 +86,12 @@ def min_max(
 
 # %% ../nbs/method/05_attention.ipynb #5bb00004
 def geometric_mean(
-    maps: torch.Tensor,  # (..., P, h, w), not negative
-    other: torch.Tensor,  # (P, h, w), not negative
+    maps: torch.Tensor,  # (..., P, h, w)
+    other: torch.Tensor,  # (P, h, w)
 ) -> torch.Tensor:  # (..., P, h, w) in [0, 1]
-    "The geometric mean of two maps, each over its own maximum; a map of zeros makes it 0."
+    "The geometric mean of two maps, each cut at 0 and over its own maximum; a map of zeros makes it 0."
     def over_maximum(m):
+        m = m.clamp(min=0)
         return m / m.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(m.dtype).tiny)
 
     return (over_maximum(maps.float()) * over_maximum(other.float())).sqrt()
@@ -105,9 +111,10 @@ def view_grids(
     if config.flip:
         x, asked = torch.cat([x, x.flip(-1)]), torch.cat([pairs, pairs + pairs.new_tensor([len(x), 0])])
     with autocast(x.device, resolve_precision(config.precision)):
-        maps = config.heatmap()(model, x, asked).clamp(min=0)  # ([S,] V * P, h/p, w/p)
+        maps = config.heatmap()(model, x, asked)  # ([S,] V * P, h/p, w/p)
+        maps = maps.clamp(min=0) if METHODS[config.method].signed else maps
         if config.times is not None:
-            maps = geometric_mean(maps, METHODS[config.times].function(model, x, asked).clamp(min=0))
+            maps = geometric_mean(maps, config.heatmap(config.times)(model, x, asked))
         if config.affinity:
             maps = along_patches(patch_affinity(model, x), maps, asked[:, 0], config.affinity)
     maps = maps.float().unflatten(-3, (views, len(pairs))).movedim(-4, 0)  # (V, [S,] P, h/p, w/p)

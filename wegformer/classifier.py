@@ -234,7 +234,7 @@ def train_classifier(
         history = [] if val is None else [dict(step=0, **evaluate(model.to(device or default_device()).eval()))]
         return _save(model, config, train, out, history)
     device = device or default_device()
-    with frozen(model, config.frozen_blocks), written_out(learner, device):
+    with frozen(model, config.frozen_blocks), written_out(learner, device, config.crop_size):
         groups = learning_groups(learner, model, config.lr, config.head_lr, config.layer_decay)
         history = fit(
             learner, loss, torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True),

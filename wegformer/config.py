@@ -227,7 +227,8 @@ def cnn_baseline(
     "What a CNN with class activation maps in the place of the Transformer with DTD changes."
     values = {"classifier.model": model or "resnet38", "attention.method": "cam",
               # a ViT's, where they are set
-              "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0, "attention.affinity": 0}
+              "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0, "attention.affinity": 0,
+              "attention.times": None}
     if preset_name != "voc" and model is None:
         values |= {"classifier.model": "resnet_toy", "classifier.output_stride": 8}
     return values | ({"classifier.weights": weights} if weights else {})

@@ -82,10 +82,12 @@ def frozen(
 def written_out(
     model: nn.Module,  # what is trained
     device: torch.device,  # where
+    side: int,  # pixels of a training crop
 ) -> Iterator[None]:
-    "Within it, on a CPU, timm's attentions compute their matrix; the same to rounding."
-    on_cpu = torch.device(device).type == "cpu"
-    fused = [m for m in model.modules() if on_cpu and getattr(m, "fused_attn", False)]
+    "Within it, on a CPU and for small crops, timm's attentions compute their matrix; the same to rounding."
+    small = side <= 256  # the matrices are kept for the backward pass, and grow with the fourth power of the side
+    fused = [m for m in model.modules() if getattr(m, "fused_attn", False)]
+    fused = fused if small and torch.device(device).type == "cpu" else []
     try:
         for attention in fused:
             attention.fused_attn = False

@@ -51,14 +51,15 @@ def pixel_adaptive(
     image: torch.Tensor,  # (3, H, W) uint8
     maps: torch.Tensor,  # (C, H, W) float in [0, 1]
     steps: int,  # AFA, whose step this is, makes ten
-    shrink: int = 2,  # works on a picture so many times smaller; 1: of its own size
+    long_side: int = 256,  # pixels, at most, of the picture that it works on
 ) -> torch.Tensor:  # (C, H, W) in [0, 1]
     "Maps that follow the edges of their photograph, each stretched to [0, 1] again; InputError for another size."
     if image.shape[1:] != maps.shape[1:]:
         raise InputError(f"maps has the size {tuple(maps.shape[1:])}; expected {tuple(image.shape[1:])}, the image's.")
     if not steps or not maps.numel():
         return maps
-    size = [max(1, side // shrink) for side in maps.shape[1:]]
+    ratio = min(1, long_side / max(maps.shape[1:]))
+    size = [max(1, round(side * ratio)) for side in maps.shape[1:]]
     small = F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False)[0]
     k = pixel_affinity(small.to(maps.device))
     found = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]

@@ -22,12 +22,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from run import CLASSES, HERE, keep, lay_out
 from sklearn.metrics import roc_auc_score
@@ -35,15 +34,17 @@ from tqdm import tqdm
 
 from wegformer.config import Config, override, preset
 from wegformer.data import IGNORE, VOCDataset, read_mask
-from wegformer.evaluation import best_threshold, compare, confusion, iou, mean_over
+from wegformer.classifier import load_classifier, normalize, patch_size, resize_to_patches
+from wegformer.evaluation import best_threshold, compare, iou, mean_over
 from wegformer.extras.saliency import make_saliency, platt
 from wegformer.map_files import read_attention
 from wegformer.pipeline import attention_stage, chain, classifier_stage, trivial_label
 from wegformer.pseudo_labels import LabelRule, pseudo_label, table2_rules
 from wegformer.refinement import cut_peaks, refined
+from wegformer.relevance import dtd_maps
 from wegformer.splits import open_split
 from wegformer.stages import Stage, device_name, read_done, run, versions
-from wegformer.training import default_device
+from wegformer.vit import run_blocks
 
 sys.path.insert(0, str(HERE.parent))
 import records
@@ -51,22 +52,30 @@ import records
 SOME = ["background", *CLASSES]
 THRESHOLD = 128  # the trivial method's: a pixel above it is salient
 
-KINDS = {  # of maps: what each changes in AttentionConfig
-    "DTD, last block": {},
-    "DTD, last block, not clamped": dict(clamp=False),
-    "DTD, last block, without gradient": dict(gradient=False),
-    "DTD, second half": dict(start_block=6),
-    "DTD, all blocks": dict(start_block=0),
-    "raw attention": dict(method="attention"),
-    "rollout": dict(method="rollout"),
-    "Grad-CAM": dict(method="grad_cam"),
-    "CAM": dict(method="cam"),
-    "DTD, one scale": dict(scales=(1.0,)),
-    "CAM, one scale": dict(method="cam", scales=(1.0,)),
-    "DTD, carried": dict(affinity=1),
-    "CAM, carried": dict(method="cam", affinity=1),
-    "DTD x CAM": dict(times="cam"),
-    "DTD x CAM, carried": dict(times="cam", affinity=1),
+ONE = dict(scales=(1.0,))
+KINDS = {  # of maps: what each changes in AttentionConfig; `place`: which of several first blocks
+    "DTD, last block": ONE,
+    "DTD, not clamped": dict(clamp=False, **ONE),
+    "DTD, without gradient": dict(gradient=False, **ONE),
+    **{
+        f"DTD from block {block}": dict(blocks=(0, 3, 6, 9), place=place, **ONE)
+        for place, block in enumerate((0, 3, 6, 9))
+    },
+    "raw attention": dict(method="attention", **ONE),
+    "rollout": dict(method="rollout", **ONE),
+    "Grad-CAM": dict(method="grad_cam", **ONE),
+    "CAM": dict(method="cam", **ONE),
+    "DTD, carried": dict(affinity=1, **ONE),
+    "CAM, carried": dict(method="cam", affinity=1, **ONE),
+    "DTD x CAM": dict(times="cam", **ONE),
+    "DTD x CAM, carried": dict(times="cam", affinity=1, **ONE),
+    "DTD, last block, several scales": {},
+    "CAM, several scales": dict(method="cam"),
+}
+CANDIDATES = ("DTD, last block", "CAM", "DTD, carried", "CAM, carried", "DTD x CAM", "DTD x CAM, carried")
+TRAININGS = {  # other trainings of the classifier
+    "a quarter of the steps": dict(steps=105, eval_every=105),
+    "the head and the last norm alone": dict(frozen_blocks=12),
 }
 QUANTILES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8)
 LEAST = (0.3, 0.2, 0.1, 0.0)  # fg_thr
@@ -75,9 +84,11 @@ LEAST = (0.3, 0.2, 0.1, 0.0)  # fg_thr
 # what labels are worth
 
 
-def matrices(labels: Iterable[torch.Tensor], masks: Sequence[torch.Tensor], classes: int, ignored_as: int) -> list:
-    "A confusion matrix for each photograph."
-    return [confusion([pair], classes, ignored_as) for pair in zip(labels, masks)]
+def counted(label: torch.Tensor, mask: torch.Tensor, n: int) -> torch.Tensor:  # (n, n + 1) pixels
+    "A photograph's confusion matrix, rows are the truth; the last column counts what the label ignores."
+    known = mask != IGNORE
+    label = torch.where(label == IGNORE, n, label.long())[known]
+    return torch.bincount(mask[known].long() * (n + 1) + label, minlength=n * (n + 1)).view(n, n + 1)
 
 
 def over_nine(matrix: torch.Tensor, names: Sequence[str]) -> torch.Tensor:  # (..., n, n) -> (...) percent
@@ -87,13 +98,13 @@ def over_nine(matrix: torch.Tensor, names: Sequence[str]) -> torch.Tensor:  # (.
 
 def quality(labels: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], names: Sequence[str]) -> dict[str, float]:
     "mIoU where labels speak and strictly, its interval over resampled photographs, the share ignored; percent."
-    strict = torch.stack(matrices(labels, masks, len(names), 0)).double()
-    n = len(strict)
+    counts = torch.stack([counted(label, mask, len(names)) for label, mask in zip(labels, masks)]).double()
+    said, n = counts[..., :-1].sum(0), len(counts)
+    strict = counts[..., :-1].clone()
+    strict[..., 0] += counts[..., -1]  # ignored is background
     draws = torch.from_numpy(np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 1000)).double()
-    low, high = over_nine(torch.einsum("rn,nij->rij", draws, strict), names).quantile(
-        torch.tensor([0.025, 0.975]).double()
-    )
-    said = sum(matrices(labels, masks, len(names), IGNORE))
+    spread = over_nine(torch.einsum("rn,nij->rij", draws, strict), names)
+    low, high = spread.quantile(torch.tensor([0.025, 0.975]).double())
     ignored = sum(int((x == IGNORE).sum()) for x in labels) / sum(x.numel() for x in labels)
     return dict(
         miou=float(over_nine(said, names)),
@@ -126,12 +137,12 @@ class Holdout:
 
     def maps(self, kind: dict, **changes) -> list[torch.Tensor]:
         "A map for each class of each photograph; `changes` are the classifier's."
-        attention = dataclasses.replace(self.config.attention, **kind)
-        stage = attention_stage(
-            dataclasses.replace(self.config, attention=attention), self.classifier(**changes), self.voc
-        )
-        folder = run(stage, self.cache)
-        return [read_attention(folder / f"{name}.npz")[0] for name in self.voc.ids]
+        kind = dict(kind)
+        place = kind.pop("place", None)
+        config = dataclasses.replace(self.config, attention=dataclasses.replace(self.config.attention, **kind))
+        folder = run(attention_stage(config, self.classifier(**changes), self.voc), self.cache)
+        found = (read_attention(folder / f"{name}.npz")[0] for name in self.voc.ids)
+        return [m if place is None else m[place] for m in found]
 
     def label(self, maps: Sequence[torch.Tensor], rule: LabelRule, saliency: str | None) -> list[torch.Tensor]:
         "Labels of a rule."
@@ -169,6 +180,26 @@ def about_maps(holdout: Holdout, maps: Sequence[torch.Tensor]) -> dict[str, floa
     )
 
 
+@torch.inference_mode()
+def outliers(holdout: Holdout) -> dict[str, float]:
+    """Whether single tokens of great length, which DINOv2 is known for, are what the maps are made of: the share of
+    patches whose token before the last LayerNorm is more than twice as long as the median, and how many of the highest
+    2% of a map's patches are such; percent. One scale."""
+    model = load_classifier(run(holdout.classifier(), holdout.cache) / "model.safetensors")[0]
+    attention, long, both, count = holdout.config.attention, [], [], []
+    for i in holdout.ids:
+        x = normalize(resize_to_patches(holdout.voc.image(i), attention.long_side, patch_size(model)), model)[None]
+        norms = run_blocks(model, x, len(model.blocks))[0, model.num_prefix_tokens :].norm(dim=1)
+        odd = norms > 2 * norms.median()
+        pairs = torch.stack([torch.zeros_like(holdout.classes[i]), holdout.classes[i] - 1], 1)
+        for m in dtd_maps(model, x, pairs).flatten(1):
+            top = m.topk(max(1, round(0.02 * len(m)))).indices
+            both.append(100 * float(odd[top].float().mean()))
+        long.append(100 * float(odd.float().mean()))
+        count.append(float(norms.max() / norms.median()))
+    return dict(long=float(np.mean(long)), among_highest=float(np.mean(both)), longest=float(np.mean(count)))
+
+
 def by_area(holdout: Holdout, maps: Sequence[torch.Tensor], saliency: str, least: float) -> float:
     "The quantile at which maps pass `least` on as much of the photographs as is salient: it needs no mask."
     one = [i for i, c in enumerate(holdout.classes) if len(c) == 1]
@@ -181,24 +212,37 @@ def show(name: str, found: dict) -> None:
     print(f"{name:<52}" + ", ".join(f"{k} {v:.2f}" for k, v in found.items() if isinstance(v, float)), flush=True)
 
 
-def measure_maps(holdout: Holdout, kinds: Iterable[str], saliency: str) -> list[dict]:
-    "Every kind of map, and its labels over a grid of two values of the way to a label."
-    rows, rule = [], LabelRule()
-    for name in kinds:
-        maps = holdout.maps(KINDS[name])
-        row = dict(
-            name=name, **about_maps(holdout, maps), mask_free=by_area(holdout, maps, saliency, rule.fg_thr), grid=[]
-        )
-        show(name, row)
-        for q in QUANTILES:
-            cut = [cut_peaks(m, q) for m in maps]
-            for least in LEAST:
-                found = holdout.quality(holdout.label(cut, dataclasses.replace(rule, fg_thr=least), saliency))
-                row["grid"].append(dict(quantile=q, fg_thr=least, **found))
-        best = max(row["grid"], key=lambda g: g["strict"])
-        show(f"    best: {best['quantile']}, {best['fg_thr']}", best)
-        rows.append(row)
-    return rows
+def measure_maps(
+    holdout: Holdout, name: str, maps: Sequence[torch.Tensor], saliency: str, grid: bool = True, **more
+) -> dict:
+    "A kind of map, and its labels over a grid of two values of the way to a label."
+    row = dict(name=name, **more, **about_maps(holdout, maps))
+    row |= dict(mask_free=by_area(holdout, maps, saliency, LabelRule().fg_thr), grid=[])
+    show(name, row)
+    for q in QUANTILES if grid else (1.0, 0.98):
+        cut = [cut_peaks(m, q) for m in maps]
+        for least in LEAST if grid else (0.3, 0.0):
+            found = holdout.quality(holdout.label(cut, LabelRule(fg_thr=least), saliency))
+            row["grid"].append(dict(quantile=q, fg_thr=least, **found))
+    best = max(row["grid"], key=lambda g: g["strict"])
+    show(f"    best: quantile {best['quantile']}, fg_thr {best['fg_thr']}", best)
+    return row
+
+
+def all_maps(holdout: Holdout, saliency: str) -> tuple[list[dict], list[dict]]:
+    "Every kind of map; and of other trainings two kinds, with their mAP."
+    rows = [
+        measure_maps(holdout, name, holdout.maps(kind), saliency, name in CANDIDATES)
+        for name, kind in KINDS.items()
+    ]
+    trained = []
+    for training, changes in TRAININGS.items():
+        figures = read_done(run(holdout.classifier(**changes), holdout.cache))["metrics"]
+        mAP = mean_over(figures["AP"], CLASSES)
+        for name in ("CAM", "DTD, last block"):
+            maps = holdout.maps(KINDS[name], **changes)
+            trained.append(measure_maps(holdout, name, maps, saliency, False, training=training, mAP=mAP))
+    return rows, trained
 
 
 def choose(holdout: Holdout, rows: Sequence[dict], first: str) -> dict:
@@ -271,7 +315,9 @@ def rung(
     config: Config, kind: dict, rule: LabelRule, saliency: str | None, quantile: float = 1.0, par: int = 0
 ) -> Config:
     "A row's configuration."
-    labels = dataclasses.replace(config.labels, rule=rule, saliency=saliency, quantile=quantile, par=par)
+    kind = dict(kind)
+    block = kind["blocks"][kind.pop("place")] if "place" in kind else None
+    labels = dataclasses.replace(config.labels, rule=rule, saliency=saliency, quantile=quantile, par=par, block=block)
     return dataclasses.replace(config, attention=dataclasses.replace(config.attention, **kind), labels=labels)
 
 
@@ -281,7 +327,7 @@ def rungs(config: Config, sets: Sequence[str], chosen: dict, mask_free: float) -
     rows = {}
     for s in sets:
         source = dataclasses.replace(config.labels, source="saliency", saliency=s, threshold=THRESHOLD)
-        rows[f"trivial, {s}"] = dataclasses.replace(config, labels=source), s == sets[0]
+        rows[f"trivial, {s}"] = dataclasses.replace(config, labels=source), s in (sets[0], chosen["saliency"])
     rows["base"] = rung(config, dtd, rules["base"], None), False
     rows["+ soft erase"] = rung(config, dtd, rules["+ soft erase"], None), False
     for s in sets:
@@ -324,12 +370,14 @@ def climb(rows: dict[str, tuple[Config, bool]], cache: Path, seeds: Sequence[int
                 print(f"{name}, seed {seed}, CRF {crf}: {score:.1f}", flush=True)
         results.append(row)
     val = open_split(next(iter(rows.values()))[0].data, "val")
-    trivial = next(iter(rows))
-    for row in results:
+    for row in results:  # over the trivial method with the same saliency maps
+        config = rows[row["name"]][0]
+        name = f"trivial, {config.labels.saliency}"
+        trivial = name if name in rows else next(iter(rows))
         for crf in (False, True):
-            if row["name"] != trivial and (row["name"], crf) in folders:
+            if row["name"] != trivial and {(row["name"], crf), (trivial, crf)} <= set(folders):
                 gap = compare(folders[row["name"], crf], folders[trivial, crf], val, SOME)
-                row[f"over trivial{', CRF' if crf else ''}"] = dataclasses.asdict(gap)
+                row[f"over trivial{', CRF' if crf else ''}"] = dict(dataclasses.asdict(gap), trivial=trivial)
                 print(f"{row['name']} over {trivial}, CRF {crf}: {gap}", flush=True)
     return results
 
@@ -345,8 +393,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["saliency", "tune", "maps", "choose", "ladder"])
     parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
-    if default_device().type == "cpu":
-        timm.layers.set_fused_attn(False)  # its backward pass is the slower one there
     out, models = args.out.resolve(), args.models.resolve()
     root, stages = lay_out(args.voc, out), out / "stages"
     first = next(iter(VOCDataset(root, "train", labels="npy").saliency_folders))
@@ -382,15 +428,19 @@ def main() -> None:
         )
         keep(out / "tune.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
     if "maps" in args.only:
-        rows = measure_maps(holdout, KINDS, first)
-        trivial = {name: holdout.trivial(name) for name in holdout.saliency}
-        keep(out / "maps.json", photographs=len(holdout.voc), rows=rows, trivial=trivial, **made)
+        rows, trained = all_maps(holdout, first)
+        about = dict(
+            photographs=len(holdout.voc),
+            trivial={name: holdout.trivial(name) for name in holdout.saliency},
+            outliers=outliers(holdout),
+        )
+        keep(out / "maps.json", rows=rows, trained=trained, **about, **made)
     if "choose" in args.only:
         rows = json.loads((out / "maps.json").read_text())["rows"]
         keep(out / "choose.json", **choose(holdout, rows, first), **made)
     if "ladder" in args.only:
         chosen, rows = (json.loads((out / f"{n}.json").read_text()) for n in ("choose", "maps"))
-        mask_free = next(row["mask_free"] for row in rows["rows"] if row["name"] == "DTD, last block")
+        mask_free = next(row["mask_free"] for row in rows["rows"] if row["name"] == "DTD, last block, several scales")
         done = read_done(run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages))
         figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
         print(f"classifier on val: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")

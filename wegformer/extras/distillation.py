@@ -375,7 +375,7 @@ def distil(
     def evaluate(_: nn.Module) -> dict:
         return _measure(lesson.average.module.eval(), lesson, crops, precision) if measured else {}
 
-    with written_out(pair.student, device):
+    with written_out(pair.student, device, config.crop_size):
         history = fit(
             lesson, _lesson_loss, _optimizer(pair, config), Photographs(learnt, distil_transform(config), short_side),
             steps=config.steps, batch_size=config.batch_size, out=out, seed=config.seed, precision=precision,

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision import tv_tensors
 from tqdm import tqdm
 
@@ -119,15 +120,17 @@ def saliency_map(
     return tv_tensors.Mask(torch.from_numpy(saliency))
 
 # %% ../../nbs/extras/saliency.ipynb #5a1b0003
+_RANGE = 1 / 1020, 1019 / 1020  # a quarter of a grey level from 0 and 1, whose logits are infinite
+
 def calibrated(
     saliency: torch.Tensor,  # (H, W) uint8
     slope: float = 1.0,  # a, above 0
     offset: float = 0.0,  # b
 ) -> torch.Tensor:  # (H, W) uint8
     "A saliency map with Platt's scaling of its values; 1 and 0 leave it as it is."
-    s = torch.arange(256.0).div(255).clamp(1 / 510, 509 / 510)  # half a step from 0 and 1, whose logits are infinite
+    s = torch.arange(256.0, device=saliency.device).div(255).clamp(*_RANGE)
     table = (slope * s.logit() + offset).sigmoid().mul(255).round().to(torch.uint8)
-    return saliency if (slope, offset) == (1, 0) else table[saliency.long()]
+    return table[saliency.long()]
 
 def platt(
     values: torch.Tensor,  # (N,) uint8 of saliency maps
@@ -136,7 +139,7 @@ def platt(
     "Platt's scaling by the greatest likelihood; InputError where all pixels are alike."
     if truth.all() or not truth.any():
         raise InputError("truth has one value alone; expected pixels of objects and of the background.")
-    x = values.double().div(255).clamp(1 / 510, 509 / 510).logit()
+    x = values.double().div(255).clamp(*_RANGE).logit()
     theta = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -166,6 +169,13 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:  # stem -> file
     return found
 
 # %% ../../nbs/extras/saliency.ipynb #baf4358b
+def _refuse_other(path: Path, calibration: tuple[float, float]) -> None:
+    "InputError when a map that is there was made with another calibration."
+    with Image.open(path) as image:
+        found = image.info.get("calibration", "1.0 0.0")
+    if found != (own := f"{calibration[0]} {calibration[1]}"):
+        raise InputError(f"Saliency map {path} has the calibration {found}; expected {own}, or another folder.")
+
 def make_saliency(
     images: Sequence[Path],  # photographs, or folders of them
     out: Path,  # folder for the maps, such as VOC2012/saliency/u2net
@@ -178,11 +188,17 @@ def make_saliency(
     photographs, out = _photographs(images), Path(out)
     refuse_data_folder(out, photographs.values())
     todo = {path: target for stem, path in photographs.items() if not (target := out / f"{stem}.png").exists()}
+    for stem in photographs:
+        if (out / f"{stem}.png").exists():
+            _refuse_other(out / f"{stem}.png", calibration)
+    note = None if calibration == (1, 0) else PngInfo()
+    if note is not None:
+        note.add_text("calibration", f"{calibration[0]} {calibration[1]}")
     if not todo:
         return []
     detector = open_detector(model)
     for path, target in tqdm(todo.items(), desc="saliency", mininterval=1.0):
         saliency = calibrated(saliency_map(detector, read_image(path)), *calibration)
         with atomic_write(target) as handle:
-            Image.fromarray(saliency.numpy()).save(handle, format="PNG")
+            Image.fromarray(saliency.numpy()).save(handle, format="PNG", pnginfo=note)
     return list(todo.values())
