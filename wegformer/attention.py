@@ -39,10 +39,8 @@ class AttentionConfig:
     flip: bool = True  # the mirrored photograph, too
     join: Literal["sum", "max"] = "sum"  # over scales and mirror images; or "max" (DRS)
     precision: Literal["auto", "bf16", "no"] = "auto"  # of the blocks before the explained one
-    # beyond the paper: another of METHODS; a map is the geometric mean of both, each over its maximum
-    times: str | None = field(default=None, metadata=LATER)
-    # beyond the paper: how often maps are carried along the patches' attention (MCTformer: 1)
-    affinity: int = field(default=0, metadata=LATER)
+    times: str | None = field(default=None, metadata=LATER)  # beyond the paper: times the map of another method
+    affinity: int = field(default=0, metadata=LATER)  # beyond: how often carried along the attention (MCTformer: 1)
 
     def __post_init__(self):
         "InputError for a value that makes no sense."
@@ -56,11 +54,8 @@ class AttentionConfig:
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"attention.scales is {self.scales}; expected one or more positive numbers.")
 
-    def heatmap(
-        self,
-        name: str | None = None,  # in METHODS; None: the configured one
-    ) -> Callable[..., torch.Tensor]:  # (model, images, pairs) -> maps
-        "A method as a function; DTD alone has options."
+    def heatmap(self, name: str | None = None) -> Callable[..., torch.Tensor]:  # (model, images, pairs) -> maps
+        "A method as a function, the configured one unless it is named; DTD alone has options."
         name, options = name or self.method, {}
         if name == "dtd":
             options = dict(clamp=self.clamp, gradient=self.gradient, seed=self.seed)

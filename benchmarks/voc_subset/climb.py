@@ -232,8 +232,7 @@ def measure_maps(
 def all_maps(holdout: Holdout, saliency: str) -> tuple[list[dict], list[dict]]:
     "Every kind of map; and of other trainings two kinds, with their mAP."
     rows = [
-        measure_maps(holdout, name, holdout.maps(kind), saliency, name in CANDIDATES)
-        for name, kind in KINDS.items()
+        measure_maps(holdout, name, holdout.maps(kind), saliency, name in CANDIDATES) for name, kind in KINDS.items()
     ]
     trained = []
     for training, changes in TRAININGS.items():
