@@ -1,5 +1,6 @@
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from wegformer.data import (
     CLASSES,
     IGNORE,
     InputError,
+    Kept,
     VOCDataset,
     atomic_write,
     fingerprint,
@@ -184,3 +186,15 @@ def test_the_real_photographs(shared):
     for i in range(0, 320, 40):
         present = {int(k) for k in data.mask(i).unique()} - {0, IGNORE}
         assert set(data.class_ids(i).tolist()) == present and data.image(i).shape[1:] == data.size(i)
+
+
+def test_pictures_given_up_by_one_thread_while_another_reads():
+    kept, small, large = Kept(expected=100, room=1000), torch.zeros(1, dtype=torch.uint8), torch.zeros(100)
+
+    def read(path):
+        if path == Path("a"):
+            kept(Path("b"), read)  # as another thread would: what it reads is too large to keep
+        return small if path == Path("a") else large
+
+    assert kept(Path("a"), read) is small and kept._pictures is None
+    assert kept(Path("a"), lambda path: small) is small

@@ -39,16 +39,17 @@ class Kept:
 
     def __call__(self, path: Path, read: Callable[[Path], torch.Tensor]) -> torch.Tensor:
         "What `read` gives for `path`."
-        if self._pictures is None:
+        pictures = self._pictures  # which another thread may give up while this one reads
+        if pictures is None:
             return read(path)
-        if path not in self._pictures:
-            picture = self._pictures[path] = read(path)
+        if path not in pictures:
+            picture = pictures[path] = read(path)
             self._size, worker = self._size + picture.nbytes, get_worker_info()
             room = self.room / (worker.num_workers if worker else 1)
-            if self._size / len(self._pictures) * self.expected > room:
+            if self._size / len(pictures) * self.expected > room:
                 self._pictures = None
-                return picture
-        return self._pictures[path]
+            return picture
+        return pictures[path]
 
 # %% ../nbs/workshop/00c_files.ipynb #c1a55e36
 def _label_source(root: Path, labels: str) -> str:

@@ -10,6 +10,7 @@ result lies in OUT, and goes on where it was killed:
     saliency  maps of the wheel's own detector for every training photograph, Platt-scaled on the hold-out's masks
     tune      a classifier on the training photographs without the hold-out, measured on the hold-out
     maps      what its maps are worth on the hold-out, method by method: why one leads another
+    trainings the same for other trainings of the classifier
     choose    the values of the label rule, and what goes beyond the paper, by the labels of the hold-out
     ladder    classifier, maps, labels and networks of every row, measured on val once
     record    all results into benchmarks/results/NAME (only when asked for: --record NAME)
@@ -55,15 +56,6 @@ THRESHOLD = 128  # the trivial method's: a pixel above it is salient
 ONE = dict(scales=(1.0,))
 KINDS = {  # of maps: what each changes in AttentionConfig; `place`: which of several first blocks
     "DTD, last block": ONE,
-    "DTD, not clamped": dict(clamp=False, **ONE),
-    "DTD, without gradient": dict(gradient=False, **ONE),
-    **{
-        f"DTD from block {block}": dict(blocks=(0, 3, 6, 9), place=place, **ONE)
-        for place, block in enumerate((0, 3, 6, 9))
-    },
-    "raw attention": dict(method="attention", **ONE),
-    "rollout": dict(method="rollout", **ONE),
-    "Grad-CAM": dict(method="grad_cam", **ONE),
     "CAM": dict(method="cam", **ONE),
     "DTD, carried": dict(affinity=1, **ONE),
     "CAM, carried": dict(method="cam", affinity=1, **ONE),
@@ -71,6 +63,15 @@ KINDS = {  # of maps: what each changes in AttentionConfig; `place`: which of se
     "DTD x CAM, carried": dict(times="cam", affinity=1, **ONE),
     "DTD, last block, several scales": {},
     "CAM, several scales": dict(method="cam"),
+    "DTD, not clamped": dict(clamp=False, **ONE),
+    "DTD, without gradient": dict(gradient=False, **ONE),
+    "raw attention": dict(method="attention", **ONE),
+    "rollout": dict(method="rollout", **ONE),
+    "Grad-CAM": dict(method="grad_cam", **ONE),
+    **{
+        f"DTD from block {block}": dict(blocks=(0, 3, 6, 9), place=place, **ONE)
+        for place, block in enumerate((0, 3, 6, 9))
+    },
 }
 CANDIDATES = ("DTD, last block", "CAM", "DTD, carried", "CAM, carried", "DTD x CAM", "DTD x CAM, carried")
 TRAININGS = {  # other trainings of the classifier
@@ -229,19 +230,16 @@ def measure_maps(
     return row
 
 
-def all_maps(holdout: Holdout, saliency: str) -> tuple[list[dict], list[dict]]:
-    "Every kind of map; and of other trainings two kinds, with their mAP."
-    rows = [
-        measure_maps(holdout, name, holdout.maps(kind), saliency, name in CANDIDATES) for name, kind in KINDS.items()
-    ]
-    trained = []
+def trainings(holdout: Holdout, saliency: str) -> list[dict]:
+    "Of other trainings two kinds of maps, with their mAP."
+    rows = []
     for training, changes in TRAININGS.items():
         figures = read_done(run(holdout.classifier(**changes), holdout.cache))["metrics"]
         mAP = mean_over(figures["AP"], CLASSES)
         for name in ("CAM", "DTD, last block"):
             maps = holdout.maps(KINDS[name], **changes)
-            trained.append(measure_maps(holdout, name, maps, saliency, False, training=training, mAP=mAP))
-    return rows, trained
+            rows.append(measure_maps(holdout, name, maps, saliency, False, training=training, mAP=mAP))
+    return rows
 
 
 def choose(holdout: Holdout, rows: Sequence[dict], first: str) -> dict:
@@ -389,7 +387,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/climb"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
-    parser.add_argument("--only", nargs="+", default=["saliency", "tune", "maps", "choose", "ladder"])
+    parser.add_argument("--only", nargs="+", default=["saliency", "tune", "maps", "trainings", "choose", "ladder"])
     parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     out, models = args.out.resolve(), args.models.resolve()
@@ -417,7 +415,7 @@ def main() -> None:
             **made,
         )
     second = override(config, {"data.saliency": (*config.data.saliency, f"focus={out / 'focus'}")})
-    if {"tune", "maps", "choose"} & set(args.only):
+    if {"tune", "maps", "trainings", "choose"} & set(args.only):
         holdout = Holdout(second, stages)
     if "tune" in args.only:
         done = read_done(run(holdout.classifier(), stages))
@@ -427,13 +425,17 @@ def main() -> None:
         )
         keep(out / "tune.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
     if "maps" in args.only:
-        rows, trained = all_maps(holdout, first)
         about = dict(
             photographs=len(holdout.voc),
             trivial={name: holdout.trivial(name) for name in holdout.saliency},
             outliers=outliers(holdout),
         )
-        keep(out / "maps.json", rows=rows, trained=trained, **about, **made)
+        rows = []
+        for name, kind in KINDS.items():
+            rows.append(measure_maps(holdout, name, holdout.maps(kind), first, name in CANDIDATES))
+            keep(out / "maps.json", rows=rows, **about, **made)
+    if "trainings" in args.only:
+        keep(out / "trainings.json", rows=trainings(holdout, first), **made)
     if "choose" in args.only:
         rows = json.loads((out / "maps.json").read_text())["rows"]
         keep(out / "choose.json", **choose(holdout, rows, first), **made)
