@@ -16,7 +16,8 @@ result lies in OUT, and goes on where it was killed:
     record    all results into benchmarks/results/NAME (only when asked for: --record NAME)
 
 The hold-out is 200 training photographs, the same as run.py's; what is chosen is chosen there, with their true masks,
-by strict mIoU: an ignored pixel counts as background. Val photographs enter no training and no choice.
+by strict mIoU: an ignored pixel counts as background. Labels are measured on the other training photographs. Val
+photographs enter no training and no choice.
 """
 
 import argparse
@@ -34,9 +35,9 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from wegformer.config import Config, override, preset
-from wegformer.data import IGNORE, VOCDataset, read_mask
+from wegformer.data import IGNORE, VOCDataset, read_mask, read_split
 from wegformer.classifier import load_classifier, normalize, patch_size, resize_to_patches
-from wegformer.evaluation import best_threshold, compare, iou, mean_over
+from wegformer.evaluation import compare, iou, mean_over
 from wegformer.extras.saliency import make_saliency, platt
 from wegformer.map_files import read_attention
 from wegformer.pipeline import attention_stage, chain, classifier_stage, trivial_label
@@ -87,9 +88,10 @@ LEAST = (0.3, 0.2, 0.1, 0.0)  # fg_thr
 
 def counted(label: torch.Tensor, mask: torch.Tensor, n: int) -> torch.Tensor:  # (n, n + 1) pixels
     "A photograph's confusion matrix, rows are the truth; the last column counts what the label ignores."
-    known = mask != IGNORE
-    label = torch.where(label == IGNORE, n, label.long())[known]
-    return torch.bincount(mask[known].long() * (n + 1) + label, minlength=n * (n + 1)).view(n, n + 1)
+    label, mask = (np.where(x.numpy() == IGNORE, n, x.numpy()).astype(np.int32) for x in (label, mask))
+    return torch.from_numpy(np.bincount((mask * (n + 1) + label).ravel(), minlength=(n + 1) ** 2)).view(n + 1, n + 1)[
+        :n
+    ]
 
 
 def over_nine(matrix: torch.Tensor, names: Sequence[str]) -> torch.Tensor:  # (..., n, n) -> (...) percent
@@ -113,22 +115,29 @@ def quality(labels: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], names
         low=float(low),
         high=float(high),
         ignored=100 * ignored,
+        photographs=n,
     )
 
 
 # the hold-out
 
 
+def half(x: torch.Tensor) -> torch.Tensor:  # (..., H, W)
+    "Every second row and column."
+    return x[..., ::2, ::2].as_subclass(torch.Tensor).contiguous()
+
+
 class Holdout:
-    "The hold-out's masks, classes and saliency, and the maps of a classifier that has not seen it."
+    """The hold-out's masks, classes and saliency, and the maps of a classifier that has not seen it. All of them on
+    every second row and column: what is chosen here is tried some three hundred times."""
 
     def __init__(self, config: Config, cache: Path):
         self.config, self.cache = config, cache
         self.voc = open_split(override(config, {"data.train_split": "holdout"}).data, "train")
         self.names, self.ids = self.voc.classes, range(len(self.voc))
-        self.masks = [self.voc.mask(i) for i in self.ids]
+        self.masks = [half(self.voc.mask(i)) for i in self.ids]
         self.classes = [self.voc.class_ids(i) for i in self.ids]
-        self.saliency = {s: [self.voc.saliency(i, s) for i in self.ids] for s in self.voc.saliency_folders}
+        self.saliency = {s: [half(self.voc.saliency(i, s)) for i in self.ids] for s in self.voc.saliency_folders}
 
     def classifier(self, **changes) -> Stage:
         "Trained on the rest of the training photographs."
@@ -143,7 +152,7 @@ class Holdout:
         config = dataclasses.replace(self.config, attention=dataclasses.replace(self.config.attention, **kind))
         folder = run(attention_stage(config, self.classifier(**changes), self.voc), self.cache)
         found = (read_attention(folder / f"{name}.npz")[0] for name in self.voc.ids)
-        return [m if place is None else m[place] for m in found]
+        return [half(m if place is None else m[place]) for m in found]
 
     def label(self, maps: Sequence[torch.Tensor], rule: LabelRule, saliency: str | None) -> list[torch.Tensor]:
         "Labels of a rule."
@@ -155,6 +164,19 @@ class Holdout:
 
     def trivial(self, saliency: str) -> dict[str, float]:
         return self.quality([trivial_label(s, c, THRESHOLD) for s, c in zip(self.saliency[saliency], self.classes)])
+
+
+def best_background(holdout: Holdout, maps: Sequence[torch.Tensor]) -> tuple[float, float]:
+    "mIoU of bare maps at the constant background that suits them best, and that background."
+    n, found = len(holdout.names), {}
+    best = [m.max(0) for m in maps]
+    named = [torch.tensor([*c.tolist()])[b.indices].to(torch.uint8) for b, c in zip(best, holdout.classes)]
+    for background in [k / 100 for k in range(0, 80, 2)]:
+        labels = (c * (b.values > background) for b, c in zip(best, named))
+        counts = sum(counted(label, mask, n)[:, :-1] for label, mask in zip(labels, holdout.masks))
+        found[background] = float(over_nine(counts, holdout.names))
+    top = max(found, key=found.get)
+    return found[top], top
 
 
 def about_maps(holdout: Holdout, maps: Sequence[torch.Tensor]) -> dict[str, float]:
@@ -170,12 +192,11 @@ def about_maps(holdout: Holdout, maps: Sequence[torch.Tensor]) -> dict[str, floa
             areas.append(roc_auc_score(on.numpy(), values.numpy()))
             passed.append(float((values[on] >= 0.3).float().mean()))
             peak.append(float(np.quantile(m.numpy(), 0.98)))
-    sweep = best_threshold(maps, holdout.voc)
-    bare = mean_over({k: (None if v != v else v) for k, v in sweep.iou.items()}, SOME)
+    bare, background = best_background(holdout, maps)
     return dict(
         auc=float(np.mean(areas)),
         bare=bare,
-        background=sweep.threshold,
+        background=background,
         passed=100 * float(np.mean(passed)),
         peak=float(np.mean(peak)),
     )
@@ -260,7 +281,7 @@ def choose(holdout: Holdout, rows: Sequence[dict], first: str) -> dict:
     @cache
     def ready(quantile: float, par: int) -> list[torch.Tensor]:
         return [
-            refined(m, holdout.voc.image(i) if par else None, quantile, par)
+            refined(m, half(holdout.voc.image(i)) if par else None, quantile, par)
             for i, m in enumerate(tqdm(maps, desc="refine", leave=False))
         ]
 
@@ -291,7 +312,7 @@ def choose(holdout: Holdout, rows: Sequence[dict], first: str) -> dict:
         winner = max(results, key=lambda r: r[2]["strict"], default=None)
         taken = winner is not None and winner[2]["strict"] > score
         for value, _, result in results:
-            steps.append(dict(switch=switch, value=value, taken=taken and value == winner[0], **result))
+            steps.append(dict(switch=switch, value=str(value), taken=taken and value == winner[0], **result))
             show(f"{switch} = {value}{' *' if steps[-1]['taken'] else ''}", result)
         if taken:
             state, score = winner[1], winner[2]["strict"]
@@ -341,21 +362,23 @@ def rungs(config: Config, sets: Sequence[str], chosen: dict, mask_free: float) -
     return rows
 
 
-def climb(rows: dict[str, tuple[Config, bool]], cache: Path, seeds: Sequence[int], workers: int) -> list[dict]:
+def climb(
+    rows: dict[str, tuple[Config, bool]], cache: Path, seeds: Sequence[int], workers: int, networks: bool
+) -> list[dict]:
     "Labels of every row, for the first seed; networks of some, for each seed, with and without CRF."
     results, folders = [], {}
     for name, (config, network) in rows.items():
         config = override(config, {"seed": seeds[0]})
         row = dict(name=name)
         folder, voc = run(chain(config, workers).labels, cache), open_split(config.data, "train")
-        if config.labels.source != "masks":
+        if config.labels.source != "masks":  # on those on which nothing was chosen
+            fit = set(read_split(Path(config.data.voc_root), "fit"))
+            ids = [i for i, name in enumerate(voc.ids) if name in fit]
             row["labels"] = quality(
-                [read_mask(folder / f"{i}.png") for i in tqdm(voc.ids, desc=name, leave=False)],
-                [voc.mask(i) for i in range(len(voc))],
-                voc.classes,
+                [read_mask(folder / f"{voc.ids[i]}.png") for i in ids], [voc.mask(i) for i in ids], voc.classes
             )
             show(name, row["labels"])
-        for crf in (False, True) if network else ():
+        for crf in (False, True) if network and networks else ():
             for seed in seeds if not crf else seeds[:1]:
                 one = override(config, {"seed": seed, "segmenter.crf": crf})
                 folder = run(chain(one, workers).evaluation, cache)
@@ -388,6 +411,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--only", nargs="+", default=["saliency", "tune", "maps", "trainings", "choose", "ladder"])
+    parser.add_argument("--no-networks", action="store_true", help="ladder: labels alone")
     parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     out, models = args.out.resolve(), args.models.resolve()
@@ -423,7 +447,12 @@ def main() -> None:
         print(
             f"classifier on the hold-out: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}"
         )
-        keep(out / "tune.json", **figures, **{key: done[key] for key in ("seconds", "versions", "device")})
+        keep(
+            out / "tune.json",
+            **figures,
+            recipe=dataclasses.asdict(config.classifier),
+            **{key: done[key] for key in ("seconds", "versions", "device")},
+        )
     if "maps" in args.only:
         about = dict(
             photographs=len(holdout.voc),
@@ -445,7 +474,9 @@ def main() -> None:
         done = read_done(run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages))
         figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
         print(f"classifier on val: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")
-        rows = climb(rungs(second, [first, "focus"], chosen, mask_free), stages, args.seeds, args.workers)
+        rows = climb(
+            rungs(second, [first, "focus"], chosen, mask_free), stages, args.seeds, args.workers, not args.no_networks
+        )
         keep(out / "ladder.json", classifier=figures, seconds=done["seconds"], rows=rows, seeds=args.seeds, **made)
     if args.record:
         results = {
