@@ -98,10 +98,18 @@ def test_resume_and_atomic(tmp_path, model, monkeypatch):
     assert (out / "a.png").stat().st_mtime_ns == before
 
     (out / "a.png").unlink()
-    monkeypatch.setattr(Image.Image, "save", lambda self, handle, format: handle.write(b"half") and 1 / 0)
+    monkeypatch.setattr(Image.Image, "save", lambda self, handle, **options: handle.write(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_saliency([tmp_path], out, model)
     assert sorted(p.name for p in out.iterdir()) == ["b.png", "c.png"]
+
+
+def test_a_damaged_map_is_named(tmp_path):
+    corner(8, 8).save(tmp_path / "a.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"half")
+    with pytest.raises(InputError, match="Saliency map .*a.png cannot be read"):
+        make_saliency([tmp_path / "a.jpg"], tmp_path / "out")
 
 
 def test_nothing_to_do_needs_no_detector(tmp_path, monkeypatch):

@@ -170,9 +170,12 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:  # stem -> file
 
 # %% ../../nbs/extras/saliency.ipynb #baf4358b
 def _refuse_other(path: Path, calibration: tuple[float, float]) -> None:
-    "InputError when a map that is there was made with another calibration."
-    with Image.open(path) as image:
-        found = image.info.get("calibration", "1.0 0.0")
+    "InputError when a map that is there was made with another calibration, or cannot be read."
+    try:
+        with Image.open(path) as image:
+            found = image.info.get("calibration", "1.0 0.0")
+    except OSError as error:
+        raise InputError(f"Saliency map {path} cannot be read: {short_cause(error)}.") from error
     if found != (own := f"{calibration[0]} {calibration[1]}"):
         raise InputError(f"Saliency map {path} has the calibration {found}; expected {own}, or another folder.")
 
