@@ -1325,6 +1325,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'wegformer.options.check_fields': ('workshop/options.html#check_fields', 'wegformer/options.py'),
                                    'wegformer.options.check_seeds': ('workshop/options.html#check_seeds', 'wegformer/options.py'),
                                    'wegformer.options.check_value': ('workshop/options.html#check_value', 'wegformer/options.py'),
+                                   'wegformer.options.keyed': ('workshop/options.html#keyed', 'wegformer/options.py'),
                                    'wegformer.options.more_than': ('workshop/options.html#more_than', 'wegformer/options.py'),
                                    'wegformer.options.one_of': ('workshop/options.html#one_of', 'wegformer/options.py'),
                                    'wegformer.options.refuse_data_folder': ( 'workshop/options.html#refuse_data_folder',

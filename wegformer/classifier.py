@@ -12,7 +12,7 @@ __all__ = ['mean_std', 'normalize', 'patch_size', 'size_of_whole_patches', 'resi
 import copy, difflib, json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +33,9 @@ from .checkpoints import load_checkpoint, set_eps
 from .data import InputError, VOCDataset, atomic_write, without_nan
 from .groups import VITS, frozen, learning_groups, written_out
 from .processes import is_main, mine, progress_bar, whole
-from .options import ASCENDING, PATH, Rule, at_least, between, check_fields, more_than, one_of, short_cause
+from wegformer.options import (
+    ASCENDING, LATER, PATH, Rule, at_least, between, check_fields, more_than, one_of, short_cause
+)
 from .training import SCHEDULES, default_device, fit, load_weights, read_state, resolve_precision, save_weights
 
 # %% ../nbs/method/01_classifier.ipynb #a1a55e03
@@ -129,14 +131,17 @@ class ClassifierConfig:
     steps: int = 6614  # optimiser steps; 10 epochs of train_aug (10,582 images) at batch 16; 0: use it as it is
     batch_size: int = 16  # images (paper)
     lr: float = 5e-5  # AdamW (MECPformer)
-    head_lr: float = 1.0  # factor on lr for the head, which is new
-    layer_decay: float = 1.0  # factor on lr from each layer to the one before it (BEiT), the last one's lr being whole
-    frozen_blocks: int = 0  # ViT: this many blocks keep their weights, the first ones, and all that is before them
+    head_lr: float = field(default=1.0, metadata=LATER)  # factor on lr for the head, which is new
+    # factor on lr from each layer to the one before it (BEiT), the last one's lr being whole
+    layer_decay: float = field(default=1.0, metadata=LATER)
+    # ViT: this many blocks keep their weights, the first ones, and all that is before them
+    frozen_blocks: int = field(default=0, metadata=LATER)
     weight_decay: float = 5e-4  # MECPformer's; the paper gives it for the segmentation network only
     schedule: str = "constant"  # or "cosine", "poly"
     crop_size: int = 224  # pixels (paper)
     resize: tuple[int, int] = (256, 512)  # range of the long side before the crop, pixels
-    crop_area: tuple[float, float] | None = None  # in place of resize: range of the picture's share that is a crop
+    # in place of resize: range of the picture's share that is a crop
+    crop_area: tuple[float, float] | None = field(default=None, metadata=LATER)
     flip: float = 0.5  # probability
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)  # brightness, contrast, saturation, hue
     eval_long_side: int = 500  # pixels, for the mAP on val

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_EMPTY', 'ASCENDING', 'UNIQUE', 'SEED', 'WORKERS', 'LATER', 'PATH', 'NAMED_PATH', 'Rule', 'at_least', 'more_than',
-           'between', 'one_of', 'check_value', 'check_fields', 'check_seeds', 'absolute', 'split_named',
+           'between', 'one_of', 'keyed', 'check_value', 'check_fields', 'check_seeds', 'absolute', 'split_named',
            'absolute_paths', 'refuse_overwrite', 'refuse_data_folder', 'require_ending', 'short_cause']
 
 # %% ../nbs/workshop/00b_options.ipynb #9a961a46
@@ -82,6 +82,13 @@ UNIQUE = Rule(lambda values: len(set(values)) == len(values), "each only once", 
 SEED = between(0, 2**63 - 1)  # what every generator takes
 WORKERS = between(0, 256)  # loader processes of one training
 LATER = {"later": True}  # metadata of a field that came later: at its default no stage's key knows of it
+
+def keyed(
+    config: Any,  # a dataclass
+) -> dict[str, Any]:  # name -> value
+    "The fields that a stage's key knows of: all but those of LATER that are off."
+    fields = ((f, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return {f.name: value for f, value in fields if not ("later" in f.metadata and value == f.default)}
 
 # %% ../nbs/workshop/00b_options.ipynb #70738fbe
 def check_value(

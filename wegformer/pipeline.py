@@ -18,7 +18,7 @@ import torch
 import wegformer.networks.resnet38  # noqa: F401 (registers with timm)
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .classifier import create_classifier, load_classifier, train_classifier
-from .config import Config, LabelConfig, resolved
+from .config import Config, resolved
 from .crf import CRFParams
 from .data import InputError, VOCDataset, atomic_write, without_nan, write_mask
 from .evaluation import best_threshold, evaluate
@@ -27,6 +27,7 @@ from .finished import finished_classifier, pick_classes
 from .map_files import read_attention, write_attention_maps
 from .map_measures import MapScore, measure_maps, summary
 from .masks import is_mask, read_note
+from .options import keyed
 from .pretraining import (classes_fingerprint, initial_stages, segmenter_start, training_fields,
                                    weights_fingerprint)
 from .processes import is_main, mine, progress_bar, share, sum_of_parts
@@ -177,9 +178,8 @@ def _identity_of_labels(config: Config, train: VOCDataset) -> dict:
     if labels.source == "saliency":
         identity["threshold"] = labels.threshold
     elif labels.source == "wegformer":
-        identity |= dict(rule=labels.rule, block=labels.block, mine_blocks=labels.mine_blocks)
-        identity |= {name: value for name, value in dict(quantile=labels.quantile, par=labels.par).items()
-                     if value != getattr(LabelConfig, name)}  # off: as before there were these switches
+        own = ("rule", "block", "mine_blocks", "quantile", "par")
+        identity |= {name: value for name, value in keyed(labels).items() if name in own}
     return identity
 
 def _score_labels(folder: Path, train: VOCDataset) -> dict:

@@ -19,6 +19,7 @@ from .classifier import ClassifierConfig, train_classifier
 from .config import Config, resolved
 from .data import InputError, VOCDataset
 from .deeplab import create_backbone
+from .options import keyed
 from .processes import is_main
 from .segmentation import SegmenterConfig, train_segmenter
 from .stages import Stage
@@ -53,11 +54,8 @@ def classes_fingerprint(
 # %% ../nbs/workshop/13a_pretraining.ipynb #0b18a4f7
 def training_fields(recipe: SegmenterConfig | ClassifierConfig) -> dict[str, Any]:
     "What of a recipe decides the trained network, apart from the file that it starts from, whatever that is called."
-    tested = ["weights", "classes", "test_scales", "test_flip", "crf"]
-    if isinstance(recipe, ClassifierConfig):
-        off = dict(head_lr=1, layer_decay=1, frozen_blocks=0, crop_area=None)  # as before there were such switches
-        tested += [name for name, value in off.items() if getattr(recipe, name) == value]
-    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in tested}
+    tested = ("weights", "classes", "test_scales", "test_flip", "crf")
+    return {name: value for name, value in keyed(recipe).items() if name not in tested}
 
 def _is_made(recipe: SegmenterConfig) -> bool:
     "Whether a stage has to make the weights that the backbone starts from."

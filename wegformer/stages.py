@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .errors import InputError
+from .options import keyed
 from .processes import agree, gather, is_main, shard, sharded, together
 from .storage import atomic_write, cache_dir, sweep
 
@@ -34,9 +35,7 @@ from .storage import atomic_write, cache_dir, sweep
 def _plain(value: Any) -> Any:
     "A configuration as JSON knows it."
     if dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
-                  if not (f.metadata.get("later") and getattr(value, f.name) == f.default)}  # see options.LATER
-        return {name: _plain(one) for name, one in fields.items()}
+        return {name: _plain(one) for name, one in keyed(value).items()}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
