@@ -6,12 +6,14 @@
 __all__ = ['VITS', 'layer_numbers', 'learning_groups', 'frozen', 'written_out']
 
 # %% ../nbs/workshop/04b_groups.ipynb #4b600003
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
@@ -77,6 +79,33 @@ def frozen(
         for p in held:
             p.requires_grad_(True)
 
+# %% ../nbs/workshop/04b_groups.ipynb #4b600017
+class _Depthwise(torch.autograd.Function):
+    "A depthwise convolution of stride 1; the gradient of its input is one too, that of its kernel comes in float32."
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int], dilation: tuple[int, int]):
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.dilation = padding, dilation
+        return F.conv2d(x, weight, None, 1, padding, dilation, len(weight))
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight = ctx.saved_tensors
+        mirrored = [d * (k - 1) - p for d, k, p in zip(ctx.dilation, weight.shape[2:], ctx.padding)]
+        to_x = F.conv2d(grad, weight.flip(2, 3), None, 1, mirrored, ctx.dilation, len(weight))
+        to_weight = torch.nn.grad.conv2d_weight(x.float(), weight.shape, grad.float(), 1, ctx.padding, ctx.dilation,
+                                                len(weight))
+        return to_x, to_weight.to(weight.dtype), None, None
+
+def _depthwise(layer: nn.Conv2d, whole: Callable, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
+    "The layer's output, by a way whose gradients a CPU is fast at; `whole` is its own forward pass."
+    with torch.autocast(x.device.type, enabled=False):
+        mirrors = all(d * (k - 1) >= p for d, k, p in zip(layer.dilation, layer.kernel_size, layer.padding))
+        if type(layer) is not nn.Conv2d or layer.stride != (1, 1) or layer.bias is not None or not mirrors:
+            return whole(x.float()).to(x.dtype)
+        return _Depthwise.apply(x, layer.weight.to(x.dtype), layer.padding, layer.dilation)
+
 # %% ../nbs/workshop/04b_groups.ipynb #4b600014
 @contextmanager
 def written_out(
@@ -84,14 +113,21 @@ def written_out(
     device: torch.device,  # where
     side: int,  # pixels of a training crop
 ) -> Iterator[None]:
-    "Within it, on a CPU and for small crops, timm's attentions compute their matrix; the same to rounding."
-    small = side <= 256  # the matrices are kept for the backward pass, and grow with the fourth power of the side
-    fused = [m for m in model.modules() if getattr(m, "fused_attn", False)]
-    fused = fused if small and torch.device(device).type == "cpu" else []
+    "Within it, on a CPU, layers with a slow backward pass take another way; the same to rounding."
+    on_cpu = torch.device(device).type == "cpu"
+    small = side <= 256  # attention's matrices are kept for the backward pass; they grow with the side's fourth power
+    fused = [m for m in model.modules() if on_cpu and small and getattr(m, "fused_attn", False)]
+    depthwise = [m for m in model.modules() if on_cpu and isinstance(m, nn.Conv2d)
+                 and m.padding_mode == "zeros" and not isinstance(m.padding, str)
+                 and 1 < m.groups == m.in_channels == m.out_channels and "forward" not in vars(m)]
     try:
         for attention in fused:
             attention.fused_attn = False
+        for layer in depthwise:
+            layer.forward = partial(_depthwise, layer, layer.forward)
         yield
     finally:
         for attention in fused:
             attention.fused_attn = True
+        for layer in depthwise:
+            vars(layer).pop("forward", None)  # that of its class again

@@ -28,6 +28,7 @@ from .data import IGNORE, InputError, VOCDataset, require, write_mask
 from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_backbone,
                                sample_mask)
 from .options import PATH, at_least, between, check_fields
+from .groups import written_out
 from .masks import is_mask
 from .processes import is_main, progress_bar
 from .shares import Terms
@@ -278,12 +279,14 @@ def train_segmenter(
     torch.manual_seed(seed)  # the new layers' weights
     segmenter = create_segmenter(config, dataset.num_classes + 1).to(device)
     multi_scale = len(config.loss_scales) > 1
-    history = fit(
-        MultiScale(segmenter, config.loss_scales) if multi_scale else segmenter, _batch_loss(segmenter, multi_scale),
-        _optimizer(segmenter, config), SegmentationPairs(dataset, config, segmenter.backbone.mean),
-        steps=config.steps, batch_size=config.batch_size, out=out, seed=seed,
-        schedule=poly(config.steps, config.power), precision=resolve_precision(config.precision), device=device,
-        workers=workers, checkpoint_every=checkpoint_every, desc=f"train {config.network}")
+    with written_out(segmenter, device, config.crop):
+        history = fit(
+            MultiScale(segmenter, config.loss_scales) if multi_scale else segmenter,
+            _batch_loss(segmenter, multi_scale), _optimizer(segmenter, config),
+            SegmentationPairs(dataset, config, segmenter.backbone.mean),
+            steps=config.steps, batch_size=config.batch_size, out=out, seed=seed,
+            schedule=poly(config.steps, config.power), precision=resolve_precision(config.precision), device=device,
+            workers=workers, checkpoint_every=checkpoint_every, desc=f"train {config.network}")
     if is_main():
         recipe = dataclasses.replace(config, weights=None)  # whatever the file was called that it started from
         save_weights(segmenter, Path(out) / "model.safetensors", config=json.dumps(dataclasses.asdict(recipe)),

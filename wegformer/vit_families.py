@@ -66,10 +66,10 @@ FAMILIES = (
 def family_model(
     family: Family,
     **options,  # of timm
-) -> nn.Module:  # 4 classes, random weights, eval mode
+) -> nn.Module:  # 4 classes unless told otherwise, random weights, eval mode
     "A family's example, tiny."
     tiny = (_TINY if family.plain else {}) | family.tiny
-    return timm.create_model(family.example, num_classes=4, **(tiny | options)).eval()
+    return timm.create_model(family.example, **(dict(num_classes=4) | tiny | options)).eval()
 
 # %% ../nbs/workshop/09ba_families.ipynb #f9b00008
 def _fault(method: str, model: nn.Module) -> str | None:
