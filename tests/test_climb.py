@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from wegformer.config import preset
-from wegformer.data import CLASSES, IGNORE
+from wegformer.data import CLASSES, IGNORE, VOCDataset, write_mask
 from wegformer.evaluation import confusion, iou
 from wegformer.pseudo_labels import LabelRule
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "benchmarks"), str(Path(__file__).parents[1] / "benchmarks/voc_subset")]
 import climb
+from gallery import QUANTILES, gallery, picks
 
 
 @pytest.fixture
@@ -49,3 +50,18 @@ def test_each_kind_of_map_is_a_row_that_runs(kind):
     place = climb.KINDS[kind].get("place")
     assert row.labels.block == (None if place is None else row.attention.blocks[place])
     assert dataclasses.asdict(row.classifier) == dataclasses.asdict(preset("smoke").classifier)
+
+
+def test_the_gallery_is_chosen_by_a_rule(toy_root, tmp_path):
+    "Masks that get worse from photograph to photograph: the middles of the quarters, best first, and nothing by eye."
+    val = VOCDataset(toy_root, "val")
+    for i, name in enumerate(val.ids):
+        mask = val.mask(i)
+        wrong = torch.rand(mask.shape, generator=torch.Generator().manual_seed(i)) < (i + 1) / (len(val) + 1)
+        write_mask(tmp_path / "worse" / f"{name}.png", torch.where(wrong, 1 + val.class_ids(i)[0] % 9, mask).byte())
+    chosen = picks(tmp_path / "worse", val)
+    last = len(val) - 1
+    assert [i for _, i in chosen[:4]] == [last - round(q * last) for q in QUANTILES]
+    drawn = gallery({"worse": tmp_path / "worse"}, "worse", val, tmp_path / "gallery.png")
+    assert [row["photograph"] for row in drawn] == [val.ids[i] for _, i in chosen]
+    assert (tmp_path / "gallery.png").stat().st_size > 1000

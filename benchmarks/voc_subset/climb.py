@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from run import CLASSES, HERE, keep, lay_out
+from gallery import gallery
+from run import CLASSES, HERE, keep, keep_pictures, lay_out
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
@@ -363,8 +364,13 @@ def rungs(config: Config, sets: Sequence[str], chosen: dict, mask_free: float) -
 
 
 def climb(
-    rows: dict[str, tuple[Config, bool]], cache: Path, seeds: Sequence[int], workers: int, networks: bool
-) -> list[dict]:
+    rows: dict[str, tuple[Config, bool]],
+    cache: Path,
+    seeds: Sequence[int],
+    workers: int,
+    networks: Sequence[bool],  # with CRF or not; none: labels alone
+    out: Path,
+) -> tuple[list[dict], list[dict]]:  # the rows, and the photographs of the gallery
     "Labels of every row, for the first seed; networks of some, for each seed, with and without CRF."
     results, folders = [], {}
     for name, (config, network) in rows.items():
@@ -378,7 +384,7 @@ def climb(
                 [read_mask(folder / f"{voc.ids[i]}.png") for i in ids], [voc.mask(i) for i in ids], voc.classes
             )
             show(name, row["labels"])
-        for crf in (False, True) if network and networks else ():
+        for crf in networks if network else ():
             for seed in seeds if not crf else seeds[:1]:
                 one = override(config, {"seed": seed, "segmenter.crf": crf})
                 folder = run(chain(one, workers).evaluation, cache)
@@ -399,7 +405,8 @@ def climb(
                 gap = compare(folders[row["name"], crf], folders[trivial, crf], val, SOME)
                 row[f"over trivial{', CRF' if crf else ''}"] = dict(dataclasses.asdict(gap), trivial=trivial)
                 print(f"{row['name']} over {trivial}, CRF {crf}: {gap}", flush=True)
-    return results
+    drawn = {name: folders[name, False] for name in rows if (name, False) in folders}
+    return results, gallery(drawn, "ours, today", val, out / "ladder_gallery.png") if drawn else []
 
 
 def main() -> None:
@@ -412,6 +419,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--only", nargs="+", default=["saliency", "tune", "maps", "trainings", "choose", "ladder"])
     parser.add_argument("--no-networks", action="store_true", help="ladder: labels alone")
+    parser.add_argument("--no-crf", action="store_true", help="ladder: networks without CRF alone")
     parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     out, models = args.out.resolve(), args.models.resolve()
@@ -474,16 +482,17 @@ def main() -> None:
         done = read_done(run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages))
         figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
         print(f"classifier on val: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")
-        rows = climb(
-            rungs(second, [first, "focus"], chosen, mask_free), stages, args.seeds, args.workers, not args.no_networks
-        )
-        keep(out / "ladder.json", classifier=figures, seconds=done["seconds"], rows=rows, seeds=args.seeds, **made)
+        networks = [] if args.no_networks else [False] if args.no_crf else [False, True]
+        rungs_of = rungs(second, [first, "focus"], chosen, mask_free)
+        rows, drawn = climb(rungs_of, stages, args.seeds, args.workers, networks, out)
+        about = dict(seconds=done["seconds"], seeds=args.seeds, segmenter=dataclasses.asdict(config.segmenter))
+        keep(out / "ladder.json", classifier=figures, rows=rows, gallery=drawn, **about, **made)
     if args.record:
         results = {
             path.stem: json.loads(path.read_text().replace(str(out), "OUT").replace(str(models), "MODELS"))
             for path in sorted(out.glob("*.json"))
         }
-        records.record(results, args.record)
+        keep_pictures(out, records.record(results, args.record))
 
 
 def second_saliency(root: Path, detector: Path, out: Path, raw: Path) -> dict:

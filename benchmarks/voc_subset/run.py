@@ -95,7 +95,11 @@ def record(out: Path, models: Path, name: str) -> None:
         return text.replace(str(models.resolve()), "MODELS").replace(str(out), "OUT")
 
     results = {path.stem: json.loads(clean(path.read_text())) for path in sorted(out.glob("*.json"))}
-    target = records.record(results, name)
+    keep_pictures(out, records.record(results, name))
+
+
+def keep_pictures(out: Path, target: Path) -> None:
+    "The figures of a run, made smaller."
     for path in sorted(out.glob("*_*.png")):
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((1000, 1000))
