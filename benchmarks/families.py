@@ -6,9 +6,10 @@ recipe. Then two things are measured on val, for each class of each picture:
 conservation    how far the relevance of all tokens before the first block (and of a pool's own query) is from 1, the
                 relevance that the class's score starts with; the largest error over 20 pictures
 deletion        patches are taken away (set to the mean colour) in an order: most relevant first by the DTD map of the
-                last block, of all blocks and by Grad-CAM, and in a random order. The area under the class's probability
-                is compared with that of the random order, over the same pictures, with a 95% bootstrap interval over
-                pictures; below 0: what the map marks is what the network needs
+                last attention (of a pool, where it has one), of all blocks and by Grad-CAM, and in random orders. The
+                area under the class's probability is compared with that of the random orders, over the same pictures,
+                with a 95% bootstrap interval over pictures; below 0: what the map marks is what the network needs.
+                One training of each family: how much another would differ is not in the interval
 
 Writes benchmarks/results/families.csv.
 """
@@ -35,7 +36,8 @@ from wegformer.vit_families import FAMILIES, Family, family_model
 from wegformer.vit_steps import read_steps, steps_fault
 
 SIDE, PATCH = 64, 8
-SMALL = dict(img_size=SIDE, patch_size=PATCH, embed_dim=96, depth=4, num_heads=4)  # where the example is not smaller
+SMALL = dict(img_size=SIDE, patch_size=PATCH, embed_dim=96, depth=4, num_heads=4)
+RANDOM = 4  # orders by chance
 ORDERS = {"last block": dict(start_block=None), "all blocks": dict(start_block=0)}
 
 
@@ -47,18 +49,27 @@ def small_model(family: Family, num_classes: int) -> torch.nn.Module:
     return family_model(family, num_classes=num_classes, **(SMALL | heads | shared))
 
 
+@torch.no_grad()
 def conservation(model: torch.nn.Module, images: list[torch.Tensor], classes: list[list[int]]) -> float:
     "The largest distance from 1 of the relevance that arrives, in float64."
-    worst, exact = 0.0, model.double()
+    errors, exact = [], model.double()
     steps = read_steps(exact)
     for image, present in zip(images, classes):
         records, head = record_model(exact, steps, normalize(image, exact).double())
         for c in present:
             seed = F.one_hot(torch.tensor(c - 1), head.logits.shape[-1]).double()
             _, R, latent = walk_down(steps, records, head, seed)
-            worst = max(worst, abs(float(R.sum() + latent) - 1))
+            errors.append(abs(float(R.sum() + latent) - 1))
     model.float()
-    return worst
+    return float(np.max(errors))  # NaN, if one is
+
+
+def ranked(grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    "The places of patches in the order of their values, the highest first and largest; equal ones are drawn."
+    drawn = torch.randperm(grid.numel(), generator=generator)
+    order, rank = drawn[grid.flatten()[drawn].argsort(descending=True, stable=True)], torch.empty(grid.numel())
+    rank[order] = torch.arange(grid.numel(), 0, -1.0)
+    return rank.view_as(grid)
 
 
 def orders(model: torch.nn.Module, image: torch.Tensor, c: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -66,9 +77,8 @@ def orders(model: torch.nn.Module, image: torch.Tensor, c: int, generator: torch
     x, pair, side = normalize(image, model)[None], torch.tensor([[0, c - 1]]), SIDE // PATCH
     found = {name: METHODS["dtd"].function(model, x, pair, **options)[0] for name, options in ORDERS.items()}
     found["Grad-CAM"] = METHODS["grad_cam"].function(model, x, pair)[0]
-    found["random"] = torch.rand(side, side, generator=generator)
-    # patches of one value have no order: by chance, not from left to right
-    return {k: m.float() + 1e-9 * m.abs().max() * torch.rand(m.shape, generator=generator) for k, m in found.items()}
+    found |= {f"random#{k}": torch.zeros(side, side) for k in range(RANDOM)}
+    return {name: ranked(grid.detach(), generator) for name, grid in found.items()}
 
 
 def deletion(model: torch.nn.Module, images: list[torch.Tensor], classes: list[list[int]]) -> dict[str, np.ndarray]:
@@ -79,7 +89,9 @@ def deletion(model: torch.nn.Module, images: list[torch.Tensor], classes: list[l
         for c in present:
             for name, grid in orders(model, image, c, generator).items():
                 pixels = grid.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
-                of_picture.setdefault(name, []).append(area(probability_curve(model, image, pixels, c, steps=16)))
+                of_picture.setdefault(name.split("#")[0], []).append(
+                    area(probability_curve(model, image, pixels, c, steps=16))
+                )
         for name, found in of_picture.items():
             areas.setdefault(name, []).append(float(np.mean(found)))
     return {name: np.array(found) for name, found in areas.items()}

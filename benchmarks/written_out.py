@@ -1,8 +1,8 @@
-"""What a training step on a CPU takes as PyTorch has its layers, and written out: python benchmarks/written_out.py
+"""Learning from a batch on a CPU, with layers as PyTorch has them and written out: python benchmarks/written_out.py
 
 Two networks, each in float32 and in bf16: a small ViT, whose attention is written out, and DeepLab-V3+ on an
-EfficientNet, whose depthwise convolutions are (`groups.written_out`). Steps are taken in pairs, one of either kind, in
-turn; the ratio is the median over the pairs. Writes benchmarks/results/written_out.csv.
+EfficientNet, whose depthwise convolutions are (`groups.written_out`). A forward and a backward pass, in pairs, one of
+either kind, in turn; the ratio is the median over the pairs. Writes benchmarks/results/written_out.csv.
 """
 
 import argparse

@@ -87,24 +87,30 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int], dilation: tuple[int, int]):
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.dilation = padding, dilation
-        return F.conv2d(x, weight, None, 1, padding, dilation, len(weight))
+        return F.conv2d(x, weight.to(x.dtype), None, 1, padding, dilation, len(weight))
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         x, weight = ctx.saved_tensors
         mirrored = [d * (k - 1) - p for d, k, p in zip(ctx.dilation, weight.shape[2:], ctx.padding)]
-        to_x = F.conv2d(grad, weight.flip(2, 3), None, 1, mirrored, ctx.dilation, len(weight))
-        to_weight = torch.nn.grad.conv2d_weight(x.float(), weight.shape, grad.float(), 1, ctx.padding, ctx.dilation,
-                                                len(weight))
-        return to_x, to_weight.to(weight.dtype), None, None
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            kernel = weight.to(grad.dtype).flip(2, 3)
+            to_x = F.conv2d(grad, kernel, None, 1, mirrored, ctx.dilation, len(weight))
+        if ctx.needs_input_grad[1]:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            to_weight = torch.nn.grad.conv2d_weight(x.to(wide), weight.shape, grad.to(wide), 1, ctx.padding,
+                                                    ctx.dilation, len(weight)).to(weight.dtype)
+        return to_x, to_weight, None, None
 
 def _depthwise(layer: nn.Conv2d, whole: Callable, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
     "The layer's output, by a way whose gradients a CPU is fast at; `whole` is its own forward pass."
     with torch.autocast(x.device.type, enabled=False):
         mirrors = all(d * (k - 1) >= p for d, k, p in zip(layer.dilation, layer.kernel_size, layer.padding))
-        if type(layer) is not nn.Conv2d or layer.stride != (1, 1) or layer.bias is not None or not mirrors:
-            return whole(x.float()).to(x.dtype)
-        return _Depthwise.apply(x, layer.weight.to(x.dtype), layer.padding, layer.dilation)
+        if type(layer) is not nn.Conv2d or layer.stride != (1, 1) or not mirrors:
+            return whole(x.to(layer.weight.dtype)).to(x.dtype)
+        y = _Depthwise.apply(x, layer.weight, layer.padding, layer.dilation)
+        return y if layer.bias is None else y + layer.bias.to(y.dtype).view(-1, 1, 1)
 
 # %% ../nbs/workshop/04b_groups.ipynb #4b600014
 @contextmanager
@@ -113,7 +119,8 @@ def written_out(
     device: torch.device,  # where
     side: int,  # pixels of a training crop
 ) -> Iterator[None]:
-    "Within it, on a CPU, layers with a slow backward pass take another way; the same to rounding."
+    """Within it, on a CPU, attentions and depthwise convolutions take a way whose backward pass is fast; the same to
+    rounding. A copy of the model that is made within it keeps that way."""
     on_cpu = torch.device(device).type == "cpu"
     small = side <= 256  # attention's matrices are kept for the backward pass; they grow with the side's fourth power
     fused = [m for m in model.modules() if on_cpu and small and getattr(m, "fused_attn", False)]

@@ -72,7 +72,7 @@ def lay_out(voc: Path, out: Path) -> Path:
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True, exist_ok=True)
     for name in ("JPEGImages", "SegmentationClassAug", "saliency", "cls_labels.npy"):
-        if not (root / name).exists():
+        if not (root / name).is_symlink() and not (root / name).exists():
             os.symlink((voc / name).resolve(), root / name)
     held = set(np.random.default_rng(0).permutation(train)[:HOLDOUT].tolist())
     fit, holdout = [i for i in train if i not in held], [i for i in train if i in held]
