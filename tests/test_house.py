@@ -12,8 +12,8 @@ ROOMS = """errors storage pictures masks lists labels data options pools check n
     toydrawings formulas toyvoc figures live.canvas live.figure processes shares training checkpoints groups
     classifier classifier_checks finished vit plain_model gradients vit_steps kernels.launch rules step_rules
     last_block attention_rule all_blocks step_walk relevance heatmaps affinity attention map_files
-    map_measures explainable vit_families soft_erase label_inputs pseudo_labels label_graph crf refinement deeplab
-    segmentation tiles
+    map_measures explainable vit_families soft_erase label_inputs pseudo_labels label_graph crf refinement
+    patch_features deeplab segmentation tiles
     evaluation config splits tables sources json_layouts layouts imports stages pretraining pipeline
     side_by_side experiment reproduce records report explain export live.samples live.labels live.maps
     live.rules live.predictions live.replay extras.saliency extras.distillation extras.initial_weights tools

@@ -12,6 +12,8 @@ from torchvision import tv_tensors
 
 from wegformer.data import IGNORE, InputError, read_mask, write_mask
 from wegformer.deeplab import ASPP, CornerUpsample, DilatedVGG, LargeFOV, MultiScale, create_backbone, sample_mask
+from wegformer.config import check_fit, override, preset
+from wegformer.patch_features import on_patches
 from wegformer.segmentation import (
     NETWORKS,
     RECIPES,
@@ -251,7 +253,7 @@ def test_offline_says_what_to_do(monkeypatch, tmp_path):
     "name,message",
     [
         ("resnet_102", "not known to timm.*resnet10"),
-        ("vit_tiny_patch16_224", "output stride"),
+        ("beit_base_patch16_224", "output stride"),
         ("convnext_atto", "strides"),
         ("resnet10t.nope", "nope"),
     ],
@@ -316,8 +318,9 @@ def test_the_registry_is_what_a_config_and_the_command_line_admit(tmp_path, monk
         head.forward = lambda features: head.classifier(features[-1])
         return head
 
-    assert list(NETWORKS) == ["deeplabv3plus", "deeplabv3", "deeplabv2"] and set(RECIPES) == {*NETWORKS, "largefov"}
-    with pytest.raises(InputError, match="deeplabv3plus, deeplabv3, deeplabv2"):
+    known = ["deeplabv3plus", "deeplabv3", "deeplabv2", "linear"]
+    assert list(NETWORKS) == known and set(RECIPES) == {*known, "largefov"}
+    with pytest.raises(InputError, match=", ".join(known)):
         SegmenterConfig(network="new")
     with pytest.raises(SystemExit):
         tyro.cli(SegmenterConfig, args=["--network", "new"])
@@ -478,7 +481,13 @@ def test_a_few_pictures_are_learned_by_heart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "network,backbone", [("deeplabv3plus", "resnet_toy"), ("deeplabv2", "resnet_toy"), ("deeplabv2", "vgg11")]
+    "network,backbone",
+    [
+        ("deeplabv3plus", "resnet_toy"),
+        ("deeplabv2", "resnet_toy"),
+        ("deeplabv2", "vgg11"),
+        ("linear", "vit_toy_patch8_96"),
+    ],
 )
 def test_training_and_reloading(network, backbone, tmp_path):
     data = Shapes()
@@ -488,6 +497,37 @@ def test_training_and_reloading(network, backbone, tmp_path):
     assert config == small(network, backbone) and classes == data.classes
     image = data.image(0)
     assert torch.equal(predict(model, image), predict(again, image))
+
+
+@pytest.mark.parametrize("patch", [8, 14])
+def test_the_cells_of_a_vit_lie_on_the_stride(patch):
+    "A ramp is read at pixel i * stride, downwards and across, in an image that is not square."
+    ramp = torch.arange(6 * 16 + 1.0)
+    for image, axis in ((ramp.expand(1, 3, 33, -1), 3), (ramp[:, None].expand(1, 3, -1, 33), 2)):
+        seen = on_patches(image, 16, patch)
+        assert seen.shape[axis] == 7 * patch and seen.shape[5 - axis] == 3 * patch
+        line = seen[0, 0, 0] if axis == 3 else seen[0, 0, :, 0]
+        assert torch.allclose(line.view(7, patch).mean(1)[1:-1], 16.0 * torch.arange(1, 6), atol=1e-3)
+    assert on_patches(torch.ones(1, 3, 1, 1), 16, patch).shape == (1, 3, patch, patch)
+
+
+def test_a_vit_that_stays_as_it_is_learns_a_linear_layer(tmp_path):
+    "With a rate of 0 no weight of the backbone moves, none needs a gradient, and what is to be learnt is."
+    config = small(
+        "linear", "vit_toy_patch8_96", pretrained=True, backbone_lr=0.0, steps=100, lr=0.05, optimizer="adamw"
+    )
+    before = create_segmenter(config, 3).backbone.state_dict()
+    model, history = train_segmenter(config, Shapes(), tmp_path)
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.backbone.state_dict().items())
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+
+
+def test_a_network_that_reads_early_maps_refuses_a_vit():
+    with pytest.raises(InputError, match="Backbone 'vit_toy_patch8_96' is a ViT, .*'linear'"):
+        create_segmenter(small("deeplabv3plus", "vit_toy_patch8_96"), 3)
+    with pytest.raises(InputError, match="Backbone 'vit_toy_patch8_96' is a ViT"):  # before anything is trained
+        check_fit(override(preset("toy"), {"segmenter.backbone": "vit_toy_patch8_96"}))
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed_at):

@@ -28,7 +28,7 @@ from wegformer.options import (
     LATER, NAMED_PATH, PATH, SEED, UNIQUE, Rule, at_least, between, check_fields, split_named
 )
 from .pseudo_labels import LabelRule
-from .segmentation import RECIPES, SegmenterConfig
+from .segmentation import NETWORKS, RECIPES, SegmenterConfig
 from .storage import content
 from .training import read_state, resolve_precision
 
@@ -257,7 +257,7 @@ def check_fit(config: Config) -> None:
     if config.classifier.steps:  # else nothing is cropped
         check_recipe(config.classifier)
     check_blocks(config.classifier.model, (*config.attention.blocks, config.attention.start_block))
-    check_backbone(config.segmenter.backbone)
+    check_backbone(config.segmenter.backbone, NETWORKS[config.segmenter.network].maps)
     for weights in filter(None, (config.classifier.weights, config.segmenter.weights)):
         # a damaged file is refused here, not after the hours before it is needed
         _require_readable(weights, content(weights) if Path(weights).is_file() else "")

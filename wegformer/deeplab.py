@@ -21,6 +21,7 @@ from torch import nn
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .data import InputError
 from .options import short_cause
+from .patch_features import PatchFeatures, is_vit
 from .training import load_weights
 
 # %% ../nbs/workshop/10_deeplab.ipynb #7400bd92
@@ -69,6 +70,9 @@ def _blank_vgg(name: str) -> nn.Sequential:
 
 def _timm_backbone(name: str, output_stride: int, pretrained: bool) -> nn.Module:
     "The timm model as a list of feature maps, with timm's weights or random ones."
+    if is_vit(name):
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        return PatchFeatures(vit, output_stride)
     if not name.startswith("vgg"):
         return timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=output_stride)
     features = timm.create_model(name, pretrained=True).features if pretrained else _blank_vgg(name)
@@ -85,7 +89,7 @@ def _load_backbone(net: nn.Module, name: str, weights: Path) -> None:
         return {key: value for key, value in state.items() if key in own or key not in whole}
 
     try:
-        load_weights(net, weights, prepare=without_classifier)
+        load_weights(net.vit if isinstance(net, PatchFeatures) else net, weights, prepare=without_classifier)
     except InputError as error:
         raise InputError(f"Backbone {name!r}: {error}") from error
 
@@ -95,14 +99,14 @@ def _make_backbone(name: str, output_stride: int, pretrained: bool) -> nn.Module
         net = _timm_backbone(name, output_stride, pretrained)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"Backbone {name!r} cannot give features at output stride {output_stride}; "
-                         "expected a ResNet-like CNN or a VGG.") from error
+                         "expected a ResNet-like CNN, a VGG or a ViT.") from error
     except Exception as error:
         if not pretrained:
             raise
         raise InputError(f"Pretrained weights of backbone {name!r} could not be had ({type(error).__name__}); when "
                          "offline, download them elsewhere and pass weights=FILE, or start from random ones with "
                          "pretrained=False.") from error
-    if not isinstance(net, DilatedVGG):
+    if not isinstance(net, (DilatedVGG, PatchFeatures)):
         strides = net.feature_info.reduction()
         if strides != [min(s, output_stride) for s in (2, 4, 8, 16, 32)]:
             raise InputError(f"Backbone {name!r} has features at strides {strides}; expected 2, 4, 8, 16, 32 with "
@@ -111,11 +115,17 @@ def _make_backbone(name: str, output_stride: int, pretrained: bool) -> nn.Module
     return net
 
 # %% ../nbs/workshop/10_deeplab.ipynb #7868c5c3
-def check_backbone(name: str) -> None:
-    "InputError when timm has no such model, with names that are near."
+def check_backbone(
+    name: str,
+    maps: int = 1,  # feature maps that the network reads
+) -> None:
+    "InputError when timm has no such model, with names that are near, or the model has too few maps."
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3) or ["resnet101", "vgg16"]
         raise InputError(f"Backbone {name!r} is not known to timm; expected a name such as {', '.join(near)}.")
+    if maps > 1 and is_vit(name):
+        raise InputError(f"Backbone {name!r} is a ViT, whose patch tokens are all that it gives; expected the network "
+                         "'linear' for it, or a CNN for a network that reads early feature maps.")
 
 # %% ../nbs/workshop/10_deeplab.ipynb #1a2b1469
 def create_backbone(
@@ -123,8 +133,8 @@ def create_backbone(
     output_stride: int = 16,  # 8 or 16
     pretrained: bool = True,  # timm's weights
     weights: Path | None = None,  # a local file in timm's naming instead
-) -> nn.Module:  # (B, 3, H, W) -> five feature maps; has .channels, .mean and .std
-    "A timm CNN as feature extractor; InputError for one that is unknown or unfit, or weights that cannot be had."
+) -> nn.Module:  # (B, 3, H, W) -> five feature maps, of a ViT one; has .channels, .mean and .std
+    "A timm CNN or ViT as feature extractor; InputError for one unknown or unfit, or weights that cannot be had."
     check_backbone(name)
     try:
         statistics = timm.get_pretrained_cfg(name)

@@ -25,8 +25,9 @@ from torchvision.transforms import v2
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .crf import CRFParams, dense_crf_many
 from .data import IGNORE, InputError, VOCDataset, require, write_mask
-from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, create_backbone,
-                               sample_mask)
+from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, check_backbone,
+                               create_backbone,                               sample_mask)
+from .patch_features import LinearHead
 from .options import PATH, at_least, between, check_fields
 from .groups import written_out
 from .masks import is_mask
@@ -44,6 +45,7 @@ class Network:
     title: str  # as a table writes it
     head: Callable[["SegmenterConfig", list[int], int], nn.Module]  # config, backbone's channels, num_classes -> head
     dilations: int | None = None  # how many atrous_rates it takes; None: one or more
+    maps: int = 1  # how many of the backbone's five feature maps it reads; a ViT has the last alone
     least_batch: int = 1  # crops; 2 where a batch norm sees a single cell of each image
     recipe: Mapping[str, Any] = field(default_factory=dict)  # its lineage's training, where it differs
 
@@ -58,13 +60,18 @@ def _v2_head(config: "SegmenterConfig", channels: list[int], num_classes: int) -
         return LargeFOV(channels[-1], num_classes, config.decoder_channels, config.atrous_rates[0], config.dropout)
     return ASPP(channels[-1], num_classes, config.atrous_rates)
 
+def _linear_head(config: "SegmenterConfig", channels: list[int], num_classes: int) -> nn.Module:
+    "One linear layer, for a ViT (DINOv2's linear evaluation)."
+    return LinearHead(channels[-1], num_classes)
+
 _V2 = dict(output_stride=8, atrous_rates=(6, 12, 18, 24), frozen_bn=True, crop=321, batch_size=10, lr=2.5e-4,
            backbone_lr=1.0, head_lr=10.0, bias_lr=20.0, bias_decay=False, loss_scales=(1.0, 0.75, 0.5))
 
 NETWORKS = {  # a network is added here, and nowhere else
-    "deeplabv3plus": Network("DeepLab-V3+", partial(_decoder_head, True), dilations=3, least_batch=2),
+    "deeplabv3plus": Network("DeepLab-V3+", partial(_decoder_head, True), dilations=3, maps=5, least_batch=2),
     "deeplabv3": Network("DeepLab-V3", partial(_decoder_head, False), dilations=3, least_batch=2),
     "deeplabv2": Network("DeepLab-V2", _v2_head, recipe=_V2),
+    "linear": Network("linear", _linear_head),  # beyond the paper
 }
 
 RECIPES = {name: dict(network=name) | network.recipe for name, network in NETWORKS.items()} | {
@@ -77,7 +84,7 @@ RECIPES = {name: dict(network=name) | network.recipe for name, network in NETWOR
 class SegmenterConfig:
     "Network, training recipe and inference of one segmentation run; the defaults are the paper's setting."
     network: "Literal[*NETWORKS]" = "deeplabv3plus"  # deeplabv2 on a VGG is LargeFOV
-    backbone: str = "resnet101.tv_in1k"  # a timm model: a ResNet-like CNN or a VGG
+    backbone: str = "resnet101.tv_in1k"  # a timm model: a ResNet-like CNN, a VGG, or a ViT for the network "linear"
     pretrained: bool = True  # start from timm's weights
     # a local file instead: of the backbone, or of a whole network that this package trained
     weights: Annotated[str | None, PATH] = None
@@ -92,7 +99,7 @@ class SegmenterConfig:
     scale_range: tuple[float, float] = (0.5, 1.5)  # random scale of a training image
     hflip: bool = True  # mirror half of the training images
     lr: float = 0.01  # learning rate
-    backbone_lr: float = 0.1  # factor on lr for the backbone
+    backbone_lr: float = 0.1  # factor on lr for the backbone; 0: it stays as it is
     head_lr: float = 1.0  # factor on lr for the head's weights
     bias_lr: float = 1.0  # factor on lr for the head's biases
     bias_decay: bool = True  # weight decay on the head's biases too
@@ -151,9 +158,11 @@ def create_segmenter(
 ) -> Segmenter:  # (B, 3, H, W) normalised -> (B, num_classes, H, W) logits
     "The network of a config with its initial weights; InputError when these cannot be had or belong to another model."
     whole = config.weights is not None and any(key.startswith("backbone.") for key in read_state(config.weights))
+    network = NETWORKS[config.network]
+    check_backbone(config.backbone, network.maps)
     backbone = create_backbone(config.backbone, config.output_stride, config.pretrained and not whole,
                                None if whole else config.weights)
-    head = NETWORKS[config.network].head(config, backbone.channels, num_classes)
+    head = network.head(config, backbone.channels, num_classes)
     # one memory format for a new, a trained and a loaded network: their results then agree to the last bit
     model = Segmenter(backbone, head, config.output_stride, config.frozen_bn).to(memory_format=torch.channels_last)
     return load_weights(model, config.weights, skip=("head.classifier",)) if whole else model
@@ -278,6 +287,8 @@ def train_segmenter(
     device = torch.device(device or default_device())
     torch.manual_seed(seed)  # the new layers' weights
     segmenter = create_segmenter(config, dataset.num_classes + 1).to(device)
+    if not config.backbone_lr:
+        segmenter.backbone.requires_grad_(False)
     multi_scale = len(config.loss_scales) > 1
     with written_out(segmenter, device, config.crop):
         history = fit(

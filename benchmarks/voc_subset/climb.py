@@ -22,6 +22,7 @@ photographs enter no training and no choice.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -368,7 +369,8 @@ def climb(
     cache: Path,
     seeds: Sequence[int],
     workers: int,
-    networks: Sequence[bool],  # with CRF or not; none: labels alone
+    networks: dict[str, dict],  # kind -> what it changes in the configuration; none: labels alone
+    crf: bool,  # each network also with CRF
     out: Path,
 ) -> tuple[list[dict], list[dict]]:  # the rows, and the photographs of the gallery
     "Labels of every row, for the first seed; networks of some, for each seed, with and without CRF."
@@ -384,28 +386,30 @@ def climb(
                 [read_mask(folder / f"{voc.ids[i]}.png") for i in ids], [voc.mask(i) for i in ids], voc.classes
             )
             show(name, row["labels"])
-        for crf in networks if network else ():
-            for seed in seeds if not crf else seeds[:1]:
-                one = override(config, {"seed": seed, "segmenter.crf": crf})
+        for kind, with_crf in itertools.product(networks if network else (), (False, True) if crf else (False,)):
+            for seed in seeds if not with_crf else seeds[:1]:
+                one = override(config, {**networks[kind], "seed": seed, "segmenter.crf": with_crf})
                 folder = run(chain(one, workers).evaluation, cache)
-                score = mean_over(json.loads((folder / "evaluation.json").read_text())["iou"], SOME)
-                row.setdefault("network, CRF" if crf else "network", []).append(score)
+                iou_of = json.loads((folder / "evaluation.json").read_text())["iou"]
+                measured = row.setdefault("networks", {}).setdefault(kind + ", CRF" * with_crf, dict(miou=[]))
+                measured["miou"].append(mean_over(iou_of, SOME))
                 if seed == seeds[0]:
-                    folders[name, crf] = folder / "predictions"
-                    row.setdefault("iou", json.loads((folder / "evaluation.json").read_text())["iou"])
-                print(f"{name}, seed {seed}, CRF {crf}: {score:.1f}", flush=True)
+                    folders[name, kind + ", CRF" * with_crf] = folder / "predictions"
+                    measured["iou"] = {c: iou_of[c] for c in SOME}
+                print(f"{name}, {kind}, seed {seed}, CRF {with_crf}: {measured['miou'][-1]:.1f}", flush=True)
         results.append(row)
     val = open_split(next(iter(rows.values()))[0].data, "val")
     for row in results:  # over the trivial method with the same saliency maps
         config = rows[row["name"]][0]
         name = f"trivial, {config.labels.saliency}"
         trivial = name if name in rows else next(iter(rows))
-        for crf in (False, True):
-            if row["name"] != trivial and {(row["name"], crf), (trivial, crf)} <= set(folders):
-                gap = compare(folders[row["name"], crf], folders[trivial, crf], val, SOME)
-                row[f"over trivial{', CRF' if crf else ''}"] = dict(dataclasses.asdict(gap), trivial=trivial)
-                print(f"{row['name']} over {trivial}, CRF {crf}: {gap}", flush=True)
-    drawn = {name: folders[name, False] for name in rows if (name, False) in folders}
+        for kind, measured in row.get("networks", {}).items():
+            if row["name"] != trivial and (trivial, kind) in folders:
+                gap = compare(folders[row["name"], kind], folders[trivial, kind], val, SOME)
+                measured["over trivial"] = dict(dataclasses.asdict(gap), trivial=trivial)
+                print(f"{row['name']} over {trivial}, {kind}: {gap}", flush=True)
+    best = list(networks)[-1] if networks else None
+    drawn = {name: folders[name, best] for name in rows if (name, best) in folders}
     return results, gallery(drawn, "ours, today", val, out / "ladder_gallery.png") if drawn else []
 
 
@@ -423,7 +427,7 @@ def main() -> None:
     parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     out, models = args.out.resolve(), args.models.resolve()
-    root, stages = lay_out(args.voc, out), out / "stages"
+    root, stages, budget = lay_out(args.voc, out), out / "stages", json.loads(args.budget.read_text())
     first = next(iter(VOCDataset(root, "train", labels="npy").saliency_folders))
     config = override(
         preset("voc"),
@@ -435,7 +439,7 @@ def main() -> None:
             "classifier.weights": str(models / "vit_small_patch14_focus.safetensors"),
             "classifier.pretrained": False,
             "segmenter.weights": str(models / "tf_efficientnet_lite2_imagenet.safetensors"),
-            **json.loads(args.budget.read_text())["chain"],
+            **budget["chain"],
         },
     )
     made = dict(versions=versions(), device=device_name())
@@ -482,10 +486,16 @@ def main() -> None:
         done = read_done(run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages))
         figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
         print(f"classifier on val: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")
-        networks = [] if args.no_networks else [False] if args.no_crf else [False, True]
+        networks = {
+            kind: {key: str(models / value) if key == "segmenter.weights" else value for key, value in changes.items()}
+            for kind, changes in budget["networks"].items()
+        }
         rungs_of = rungs(second, [first, "focus"], chosen, mask_free)
-        rows, drawn = climb(rungs_of, stages, args.seeds, args.workers, networks, out)
-        about = dict(seconds=done["seconds"], seeds=args.seeds, segmenter=dataclasses.asdict(config.segmenter))
+        rows, drawn = climb(
+            rungs_of, stages, args.seeds, args.workers, {} if args.no_networks else networks, not args.no_crf, out
+        )
+        recipes = {kind: dataclasses.asdict(override(second, changes).segmenter) for kind, changes in networks.items()}
+        about = dict(seconds=done["seconds"], seeds=args.seeds, networks=recipes)
         keep(out / "ladder.json", classifier=figures, rows=rows, gallery=drawn, **about, **made)
     if args.record:
         results = {
