@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import tyro
 from huggingface_hub import constants as hub
@@ -521,6 +522,18 @@ def test_a_vit_that_stays_as_it_is_learns_a_linear_layer(tmp_path):
     assert not any(p.requires_grad for p in model.backbone.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.backbone.state_dict().items())
     assert history[-1]["loss"] < history[0]["loss"] / 2
+
+
+def test_a_trained_classifier_is_a_backbone(tmp_path):
+    "Its head is left out, also for a model that has none in timm, as DINOv2's."
+    for name, changes in (("vit_toy_patch8_96", {}), ("vit_small_patch14_dinov2", dict(img_size=28))):
+        trained = timm.create_model(name, num_classes=3, **changes)
+        safetensors.torch.save_file(trained.state_dict(), tmp_path / f"{name}.safetensors")
+    net = create_backbone("vit_toy_patch8_96", 16, weights=tmp_path / "vit_toy_patch8_96.safetensors")
+    held = safetensors.torch.load_file(tmp_path / "vit_toy_patch8_96.safetensors")
+    assert torch.equal(net.vit.cls_token, held["cls_token"])
+    with pytest.raises(InputError, match="pos_embed"):  # of another size, and not of the head
+        create_backbone("vit_small_patch14_dinov2", 16, weights=tmp_path / "vit_small_patch14_dinov2.safetensors")
 
 
 def test_a_network_that_reads_early_maps_refuses_a_vit():

@@ -82,7 +82,8 @@ def _timm_backbone(name: str, output_stride: int, pretrained: bool) -> nn.Module
 def _load_backbone(net: nn.Module, name: str, weights: Path) -> None:
     "Fill a backbone from a file of the whole timm model or of its convolutions; InputError for another model's file."
     with torch.device("meta"):
-        whole = timm.create_model(name).state_dict().keys()  # with the classifier
+        # with a classifier, also where timm's has none (DINOv2)
+        whole = timm.create_model(name, num_classes=1000).state_dict().keys()
 
     def without_classifier(state: dict, net: nn.Module) -> dict:
         own = net.state_dict()

@@ -369,7 +369,7 @@ def climb(
     cache: Path,
     seeds: Sequence[int],
     workers: int,
-    networks: dict[str, dict],  # kind -> what it changes in the configuration; none: labels alone
+    networks: dict[str, tuple[dict, list]],  # kind -> what it changes, rows (none: all); empty: labels alone
     crf: bool,  # each network also with CRF
     out: Path,
 ) -> tuple[list[dict], list[dict]]:  # the rows, and the photographs of the gallery
@@ -386,9 +386,10 @@ def climb(
                 [read_mask(folder / f"{voc.ids[i]}.png") for i in ids], [voc.mask(i) for i in ids], voc.classes
             )
             show(name, row["labels"])
-        for kind, with_crf in itertools.product(networks if network else (), (False, True) if crf else (False,)):
+        kinds = [kind for kind, (_, of) in networks.items() if network and name in (of or rows)]
+        for kind, with_crf in itertools.product(kinds, (False, True) if crf else (False,)):
             for seed in seeds if not with_crf else seeds[:1]:
-                one = override(config, {**networks[kind], "seed": seed, "segmenter.crf": with_crf})
+                one = override(config, {**networks[kind][0], "seed": seed, "segmenter.crf": with_crf})
                 folder = run(chain(one, workers).evaluation, cache)
                 iou_of = json.loads((folder / "evaluation.json").read_text())["iou"]
                 measured = row.setdefault("networks", {}).setdefault(kind + ", CRF" * with_crf, dict(miou=[]))
@@ -483,18 +484,22 @@ def main() -> None:
     if "ladder" in args.only:
         chosen, rows = (json.loads((out / f"{n}.json").read_text()) for n in ("choose", "maps"))
         mask_free = next(row["mask_free"] for row in rows["rows"] if row["name"] == "DTD, last block, several scales")
-        done = read_done(run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages))
+        classifier = run(chain(override(second, {"seed": args.seeds[0]}), args.workers).classifier, stages)
+        done = read_done(classifier)
         figures = done["metrics"] | dict(mAP_eight=mean_over(done["metrics"]["AP"], CLASSES))
         print(f"classifier on val: mAP {figures['mAP']:.1f}, over the eight classes {figures['mAP_eight']:.1f}")
-        networks = {
-            kind: {key: str(models / value) if key == "segmenter.weights" else value for key, value in changes.items()}
-            for kind, changes in budget["networks"].items()
-        }
+        own = str(classifier / "model.safetensors")
+        networks = {}
+        for kind, changes in budget["networks"].items():
+            of = changes.pop("rows", [])
+            networks[kind] = {key: own if value == "CLASSIFIER" else value for key, value in changes.items()}, of
         rungs_of = rungs(second, [first, "focus"], chosen, mask_free)
         rows, drawn = climb(
             rungs_of, stages, args.seeds, args.workers, {} if args.no_networks else networks, not args.no_crf, out
         )
-        recipes = {kind: dataclasses.asdict(override(second, changes).segmenter) for kind, changes in networks.items()}
+        recipes = {
+            kind: dataclasses.asdict(override(second, changes).segmenter) for kind, (changes, _) in networks.items()
+        }
         about = dict(seconds=done["seconds"], seeds=args.seeds, networks=recipes)
         keep(out / "ladder.json", classifier=figures, rows=rows, gallery=drawn, **about, **made)
     if args.record:
