@@ -30,8 +30,7 @@ from wegformer.cli import main as wegformer
 from wegformer.data import IGNORE, VOCDataset, read_split
 from wegformer.stages import device_name, versions
 
-SUBSET = Path(__file__).parent / "voc_subset"
-sys.path.insert(0, str(SUBSET))
+sys.path.insert(0, str(Path(__file__).parent / "voc_subset"))
 import run as subset
 
 CLASSES = ("dog", "cat", "horse", "person")
@@ -50,11 +49,15 @@ BEYOND = """
 """
 
 
-def lay_out(voc_root: Path, out: Path, count: int, seed: int) -> list[str]:  # ids
+def lay_out(
+    voc_root: Path,  # what voc_subset/run.py lays out: its `train` has no photograph with a detector's boxes in it
+    out: Path,
+    count: int,
+    seed: int,
+) -> list[str]:  # ids
     "The folder, the table, and the masks beside them."
-    voc = VOCDataset(voc_root, "train_aug", labels="npy")
-    painted = set((SUBSET / "painted.txt").read_text().split())  # with a detector's boxes in them
-    shown = {name: [voc.classes[c] for c in voc.class_ids(i)] for i, name in enumerate(voc.ids) if name not in painted}
+    voc = VOCDataset(voc_root, "train", labels="npy")
+    shown = {name: [voc.classes[c] for c in voc.class_ids(i)] for i, name in enumerate(voc.ids)}
     known = [name for name, classes in shown.items() if classes and set(classes) <= set(CLASSES)]
     picked = sorted(np.random.default_rng(seed).permutation(known)[:count].tolist())
     for folder, source, ending in (("photographs", "JPEGImages", "jpg"), ("masks", "SegmentationClassAug", "png")):
@@ -102,9 +105,9 @@ def main() -> None:
     parser.add_argument("--record", metavar="NAME", help="keep the results in benchmarks/results/NAME")
     args = parser.parse_args()
     out, models = args.out.resolve(), args.models.resolve()
-    picked = lay_out(args.voc, out, args.count, args.seed)
+    root = subset.lay_out(args.voc, out / "set")
+    picked, chosen = lay_out(root, out, args.count, args.seed), set(read_split(root, "holdout"))
     truth = ["--masks", str(out / "masks"), "--colours", str(out / "colours.csv")]
-    chosen = set(read_split(subset.lay_out(args.voc, out / "set"), "holdout"))
     fresh, timed, start = not (out / "stages").exists(), out / "seconds.json", time.perf_counter()
     blind = fit(out, models, "blind", [])
     if fresh:  # what comes from the cache takes no time

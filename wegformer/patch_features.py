@@ -6,6 +6,8 @@
 __all__ = ['on_patches', 'is_vit', 'PatchFeatures', 'LinearHead']
 
 # %% ../nbs/workshop/09e_patch_features.ipynb #9e600003
+from functools import cache
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ def on_patches(
     return F.grid_sample(images, grid, padding_mode="border", align_corners=True)
 
 # %% ../nbs/workshop/09e_patch_features.ipynb #9e600009
+@cache  # asked several times of one name, and each answer builds a model
 def is_vit(
     name: str,  # of a model of timm's
 ) -> bool:

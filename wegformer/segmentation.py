@@ -25,12 +25,12 @@ from torchvision.transforms import v2
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .crf import CRFParams, dense_crf_many
 from .data import IGNORE, InputError, VOCDataset, require, write_mask
-from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, check_backbone,
-                               create_backbone,                               sample_mask)
-from .patch_features import LinearHead
-from .options import PATH, at_least, between, check_fields
+from .deeplab import (ASPP, V3Head, LargeFOV, MultiScale, Segmenter, check_backbone, create_backbone,
+                               sample_mask)
 from .groups import written_out
+from .options import PATH, at_least, between, check_fields
 from .masks import is_mask
+from .patch_features import LinearHead
 from .processes import is_main, progress_bar
 from .shares import Terms
 from wegformer.training import (
