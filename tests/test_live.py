@@ -208,7 +208,7 @@ def test_a_training_is_played_back(recording):
     pages = {png(figure.drawn(at=at).page) for at in range(4)}
     assert len(pages) == 4 and all(f"Step {at} of 3" in figure.drawn(at=at).text for at in range(4))
     title, sample = next(iter(album.samples.items()))
-    assert f"{float(album.logits(title)[sample.classes[0] - 1]):.1f}" in figure.drawn().text
+    assert f"{float(album.logits(title)[sample.classes[0] - 1]):.1f}" in figure.drawn(at=3).text
 
 
 def test_a_run_without_weights_has_curves(recording, tmp_path):

@@ -203,7 +203,7 @@ def test_a_click_on_the_picture_moves_two_sliders(run_chapter):
 
 
 def test_the_brush_paints_stroke_by_stroke_and_is_wiped_off(run_chapter):
-    figure, drawn = Figure(run_chapter("07_label_rule")), workbench(toy_album()).drawn()
+    figure, drawn = Figure(run_chapter("07_label_rule")), workbench(toy_album(start_block=0)).drawn()
     start, box = figure.now(), figure.picture.bounding_box()
     left, top, right, bottom = drawn.target.box  # of the saliency's panel, in pixels of the page
     scale = box["width"] / drawn.page.shape[1]

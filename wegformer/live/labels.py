@@ -323,14 +323,14 @@ def threshold_figure(album: Album) -> LiveFigure:
     def curve(name):
         sample = album.samples[name]
         return album.kept((name, "threshold curve"), lambda: [
-            agreement(_by_threshold(album.maps(name), sample.classes, t), sample.mask, n) / 100 for t in xs])
+            agreement(_by_threshold(album.maps(name), sample.classes, t), sample.mask, n) for t in xs])
 
     def draw(picture, threshold):
         sample, height = album.samples[picture], height_of(album.samples[picture].image)
         label, own = _by_threshold(album.maps(picture), sample.classes, threshold), curve(picture)
         mean = np.mean([curve(name) for name in known], 0)
-        chart = plot({"this picture": (xs, own), f"mean of {len(known)} pictures": (xs, mean)}, "mIoU", "threshold",
-                     {f"{threshold:.2f}": threshold}, (2 * PANEL + GAP, height - TEXT))
+        chart = plot({"this picture": (xs, own), f"mean of {len(known)} pictures": (xs, mean)}, "mIoU, %", "threshold",
+                     {f"{threshold:.2f}": threshold}, (2 * PANEL + GAP, height - TEXT), y_limits=(0, 100))
         page = beside(panel(label_rgb(sample.mask, sample.image), "true mask", height=height),
                       panel(label_rgb(label, sample.image), "label" + _score(label, sample.mask, n), height=height),
                       chart)

@@ -23,7 +23,7 @@ from ..data import InputError, VOCDataset, atomic_write
 from .canvas import GAP, PANEL, below, beside, heat, panel, plot
 from .figure import Drawn, LiveFigure, Slider
 from .labels import height_of, truth_rgb
-from .maps import class_of, enlarged, logit_bars, picture_knobs, precision_recall
+from .maps import class_of, enlarged, best_cut, logit_bars, picture_knobs
 from .samples import Album
 from ..relevance import dtd_maps
 from ..training import SCHEDULES, fit, load_weights, resolve_precision, save_weights
@@ -120,7 +120,7 @@ def replay_figure(
     "Loss, mAP, logits and maps at every step where weights were kept; curves alone where none were."
     names = [n for n in ("loss", "mAP") if n in recording.curves] or list(recording.curves)[:2]
     steps = recording.steps
-    place = {"at": Slider("moment", len(steps) - 1, 0, len(steps) - 1, 1)}
+    place = {"at": Slider("moment", 0, 0, len(steps) - 1, 1)}
     width = (4 * PANEL + 3 * GAP - (len(names) - 1) * GAP) // max(1, len(names))
 
     def curves(step):
@@ -144,8 +144,8 @@ def replay_figure(
                        logit_bars(album, logits[picture, step], "logits"))
         words = f"Step {step} of {steps[-1]}: logit of {name} {score:.1f}."
         if sample.mask is not None and bool((sample.mask == c).any()):
-            best = max(precision_recall(now >= t, sample.mask, c)[2] for t in (0.2, 0.4, 0.6))
-            words += f" Its map's best IoU at thresholds of 0.2, 0.4, 0.6: {best:.2f}."
+            words += " At its best threshold its map has an IoU of {:.2f} (from {:.2f} on).".format(
+                *best_cut(now, sample.mask, c))
         return Drawn(below(first, curves(step)), words)
 
     return LiveFigure("replay", draw, picture_knobs(album) | place)

@@ -157,11 +157,12 @@ def voc_album(
 def toy_album(
     count: int = 6,  # pictures
     seed: int = 0,
+    start_block: int | None = None,  # of the maps; None: the last block alone (paper), 0: all of them
 ) -> Album:
     "Drawn pictures and the shipped ViT with its ten classes: the surest first, at the end one that it gets wrong."
     model = create_classifier("vit_toy_patch8_96", None, pretrained=True)
     root = make_toy_voc(which="initial", train=1, val=4 * count, seed=seed)
-    album = voc_album(model, root, preset("toy").attention, count=4 * count)
+    album = voc_album(model, root, replace(preset("toy").attention, start_block=start_block), count=4 * count)
     two = [name for name, sample in album.samples.items() if len(sample.classes) == 2]
 
     def sureness(name):  # the lowest logit of its own classes
