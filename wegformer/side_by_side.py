@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .config import Config
 from .pipeline import chain
-from .pools import fresh_pool
+from .pools import fresh_pool, while_wanted
 from .processes import share
 from .stages import Stage, device_name, is_done, recorded_as, run
 from .training import default_device
@@ -69,20 +69,16 @@ def side_by_side(
     at_once = min(threads, len(missing))
     pool, device, tasks = fresh_pool(at_once, [__name__], _begin, (threads // at_once,)), device_name(), []
     try:
-        for config, labels in missing:
-            with suppress(Exception), recorded_as(device):
-                for stage in labels.upstream():  # labels are small work: with one thread nobody waits for another
-                    torch.set_num_threads(1 if stage is labels and tasks else threads)
-                    run(stage, cache, log)
-                tasks.append(pool.submit(_finish, config, cache, workers, device))
-        for task in tqdm(as_completed(tasks), f"networks, {at_once} at a time", len(tasks)):
-            with suppress(Exception):
-                for line in task.result():
-                    log(line)
-    except BaseException:
-        for process in list(pool._processes.values()):  # they would finish their network first
-            process.terminate()
-        raise
+        with while_wanted(pool):
+            for config, labels in missing:
+                with suppress(Exception), recorded_as(device):
+                    for stage in labels.upstream():  # labels are small work: with one thread nobody waits for another
+                        torch.set_num_threads(1 if stage is labels and tasks else threads)
+                        run(stage, cache, log)
+                    tasks.append(pool.submit(_finish, config, cache, workers, device))
+            for task in tqdm(as_completed(tasks), f"networks, {at_once} at a time", len(tasks)):
+                with suppress(Exception):
+                    for line in task.result():
+                        log(line)
     finally:
         torch.set_num_threads(threads)
-        pool.shutdown(cancel_futures=True)
