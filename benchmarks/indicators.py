@@ -34,7 +34,7 @@ FIGURES = {
 
 def measure(seed: int, root: Path, out: Path, options: Sequence[str]) -> list[dict]:
     "Runs `wegformer fit`; a row for each class that the truth shows."
-    status = wegformer(["fit", str(root), "--out", str(out), "--seed", str(seed), "--detector", "none", *options])
+    status = wegformer(["fit", str(root), "--out", str(out), "--seed", str(seed), *options])
     if status:
         raise SystemExit(status)
     verdict, rows = json.loads((out / "verdict.json").read_text()), []
@@ -89,7 +89,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         root = args.voc or make_toy_voc(train=args.train, val=args.val, seed=seed)
-        rows += measure(seed, root, args.out / f"seed{seed}", args.options)
+        usual = ["--detector", "none", "--preset", "photographs" if args.voc else "toy"]
+        rows += measure(seed, root, args.out / f"seed{seed}", [*usual, *args.options])
         write(args.out / "classes.csv", rows)
     summary = summarize(rows)
     if not summary:

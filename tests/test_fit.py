@@ -5,15 +5,18 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from wegformer.cli import main
+from wegformer.cli import commands, main
+from wegformer.config import preset
 from wegformer.data import VOCDataset, read_mask
 from wegformer.indicators import GRADES, INDICATORS, confusions, count_classes, focus, judge, lift, measured, overlap
+from wegformer.pseudo_labels import LabelRule
 from wegformer.splits import Part
 from wegformer.stages import read_done
 from wegformer.toydrawings import SETS
@@ -85,7 +88,7 @@ def test_every_photograph_has_a_mask_of_its_own_classes_at_its_size(brought):
 def test_the_holdout_is_drawn_once_and_recorded(brought):
     voc = VOCDataset(brought / "run" / "data", "val")
     said = json.loads((brought / "run" / "data" / "import.json").read_text())["said"]
-    assert any(re.search(rf"val: {len(voc)} of 12 photographs drawn \(holdout 0.2, seed 0\)", text) for text in said)
+    assert any(re.search(rf"val: {len(voc)} of 12 photographs held out \(holdout 0.2, seed 0\)", text) for text in said)
 
 
 def test_a_second_run_makes_nothing_again(brought, capsys):
@@ -339,3 +342,39 @@ def test_the_stages_are_the_chains_own(brought):
     assert main([*args, "--cache", str(brought / "stages"), *OPTIONS[: OPTIONS.index("--detector")]]) == 0
     assert [p.name for p in (brought / "stages").glob("classifier-*")] == [key]
     assert read_done(brought / "stages" / key)["metrics"]["mAP"] >= 0
+
+
+def test_the_runs_folder_needs_no_cache(brought, tmp_path):
+    "What lies in it names the classes, and labels other photographs by itself."
+    run = brought / "run"
+    assert (run / "masks" / "classes.txt").read_text().split() == ["cat", "dog"]
+    photograph = next((brought / "photographs" / "shelf").glob("*.png"))
+    network = run / "segmenter.safetensors"
+    assert main(["predict", str(photograph), "--segmenter", str(network), "--out", str(tmp_path / "masks")]) == 0
+    assert (tmp_path / "masks" / photograph.name).is_file()
+
+
+def test_what_labels_alone_tell_is_said_before_anything_is_trained(tmp_path, capsys):
+    photographs(tmp_path / "photographs", ("cat", "dog"))
+    rows = (tmp_path / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join([rows[0], *(row.split(",")[0] + ",cat;dog" for row in rows[1:])]))
+    assert fit(tmp_path, "--classifier.weights", tmp_path / "gone") == 2  # refused before the training
+    assert fit(tmp_path) == 0
+    said = capsys.readouterr().out
+    bound = "cat: do not use, by the labels alone: it never appears without dog"
+    assert bound in said and said.index(bound) < said.index("\nclassifier ")
+
+
+def test_a_model_that_cannot_be_explained_is_refused_before_anything_is_made(tmp_path, capsys):
+    photographs(tmp_path / "photographs", ("cat", "dog"))
+    assert "resnet18" in refused(tmp_path, capsys, "--classifier.model", "resnet18")
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_fits_has_photographs():
+    "Without a preset the command takes a ViT that was trained on photographs; a rule by name replaces the preset's."
+    usual, other = commands(["fit"])["fit"], commands(["fit", "--rule", "nsrom"])["fit"]
+    assert usual.config() == replace(preset("photographs"), data=usual.config().data)
+    assert "dinov2" in usual.classifier.model
+    assert other.label.rule == LabelRule.preset("nsrom") and other.label.par == usual.label.par
+    assert commands(["fit", "--preset", "toy"])["fit"].classifier == preset("toy").classifier

@@ -360,7 +360,7 @@ BAD_TABLES = {
         ROWS.replace("a.jpg,cup\n", ""),
         r"a\.jpg has no labels in .*\(1 such\).*--unmatched",
     ),
-    "a row without a photograph": (ROWS + "e.jpg,cup\n", r"Line 6 .*'e\.jpg', which .* does not hold \(1 such\)"),
+    "a row without a photograph": (ROWS + "e.jpg,cup\n", r"Line 6 .*'e\.jpg', which is no photograph of .* \(1 such\)"),
     "other capitals": (ROWS.replace("b.JPG", "b.jpg"), r"Line 3 .*'b\.jpg' \(did you mean 'b\.JPG'\?\)"),
     "a path out of the folder": (ROWS + "../a.jpg,cup\n", r"Line 6 .*leaves the folder"),
     "a path from the root": (ROWS + "/etc/passwd,cup\n", r"Line 6 .*leaves the folder"),
@@ -374,7 +374,14 @@ BAD_TABLES = {
     ),
     "two delimiters": ("a.jpg,cup;plant\nb.jpg,cup;plant\n", r"a comma and a semicolon in its first row.*--delimiter"),
     "one column": ("a.jpg\nb.jpg\n", r"neither a comma, nor a semicolon, nor a tab"),
-    "no rows": ("\n\n", r"neither a comma|holds no rows"),
+    "no rows": ("\n\n", r"labels\.csv is empty"),
+    "a row of one cell too many": (ROWS + "a.jpg,cup, plant\n", r"Line 6 .*quotes around a cell keep a comma inside"),
+    "words for nothing": (ROWS.replace("plant", "None", 1), r"Line 4 .* the name 'None'; expected an empty cell"),
+    "names joined by spaces": (
+        ROWS.replace("cup", "cup plant", 1),
+        r"'cup plant', which is made of other classes.*space",
+    ),
+    "names joined by a word": (ROWS.replace("cup", "cup and plant", 1), r"Line 2 .*'cup and plant', .*--names TABLE"),
     "zero bytes": (ROWS + "\0", r"zero bytes"),
     "columns of other numbers": (
         "file,w,cup\na.jpg,8,1\nb.JPG,8,0\n",
@@ -401,6 +408,39 @@ def test_a_table_that_does_not_tell(name, cups):
     with pytest.raises(InputError, match=words) as refused:
         open_dataset(cups, out=cups.parent / "voc")
     assert "\n" not in str(refused.value) and not (cups.parent / "voc").exists()
+
+
+def test_spaces_may_part_names(cups):
+    table(cups, ROWS.replace("cup", "cup plant", 1))
+    assert names_of(cups, LayoutOptions(separator="space")) == {**MEANT, "a": ("cup", "plant")}
+
+
+def test_a_name_of_two_words_that_are_classes_can_be_meant(cups):
+    table(cups, ROWS.replace("cup", "cup plant", 1))
+    (cups.parent / "names.csv").write_text("name,class\ncup plant,cup plant\n")
+    made = open_dataset(cups, LayoutOptions(names=cups.parent / "names.csv"), cups.parent / "voc")
+    assert "3 classes: cup 1, cup plant 1, plant 2" in " ".join(made.said)
+
+
+def test_photographs_from_the_root_and_a_spreadsheets_first_line(cups):
+    table(cups, "sep=;\n" + ROWS.replace(",", ";").replace("a.jpg", f"{cups.absolute()}/a.jpg"))
+    assert names_of(cups) == MEANT
+
+
+def test_a_photograph_that_is_not_read_is_there_all_the_same(cups):
+    (cups / "e.HEIC").write_bytes(b"ftypheic")
+    assert "left out: files that are not read: 1 .heic (convert them to .jpg)" in read_source(cups)[2].said
+    table(cups, ROWS + "e.HEIC,cup\n")
+    with pytest.raises(InputError, match=r"'e\.HEIC' \(it is there, but \.HEIC is not read: convert it to \.jpg\)"):
+        read_source(cups)
+
+
+def test_labels_in_a_file_of_another_kind(cups):
+    (cups / "labels.csv").rename(cups / "labels.xlsx")
+    with pytest.raises(
+        InputError, match=r"labels\.xlsx is no file of labels that is read \(\.xlsx\); expected a table"
+    ):
+        read_source(cups, LayoutOptions(labels=cups / "labels.xlsx"))
 
 
 def test_unmatched_may_be_skipped_and_is_said(cups):
@@ -531,7 +571,7 @@ BAD_COCO = {
     "a path out of the folder": (dict(images=[dict(id=0, file_name="../a.jpg")], annotations=[]), "leaves the folder"),
     "an image of no file": (
         dict(images=[dict(id=0, file_name="e.jpg")], annotations=[]),
-        "is 'e.jpg', which .* does not hold",
+        "is 'e.jpg', which is no photograph of",
     ),
     "an id twice": (dict(images=[dict(id=0, file_name="a.jpg")] * 2), "two images of the id 0"),
     "a photograph twice": (
@@ -641,7 +681,7 @@ def labelme(folder, name, **changes):
     "changes, words",
     [
         (dict(imagePath="../../etc/passwd"), "leaves the folder"),
-        (dict(imagePath="e.jpg"), r"b\.json names 'e\.jpg', which .* does not hold"),
+        (dict(imagePath="e.jpg"), r"b\.json names 'e\.jpg', which is no photograph of"),
         (dict(imagePath="a.jpg"), "name one photograph"),
         (dict(imagePath="b.jpg", imageHeight=60, imageWidth=80), "was drawn on 60x80 pixels"),
         (
@@ -763,7 +803,9 @@ def test_folders_of_one_class_are_asked_for(cups):
     (cups / "labels.csv").unlink()
     for name in ("a.jpg", "b.JPG"):
         (cups / name).unlink()
-    with pytest.raises(InputError, match="no labels of a known layout; expected one of: voc: JPEGImages"):
+    with pytest.raises(
+        InputError, match="no labels of a known layout; expected --labels FILE.csv, .* or one of: voc: JPEGImages"
+    ):
         read_source(cups)
     assert names_of(cups, LayoutOptions(layout="folders")) == {"cam/c": ("cam",), "cam/d": ("cam",)}
 
@@ -778,7 +820,9 @@ def test_lists_that_are_not_whole(cups):
         open_dataset(cups, out=cups.parent / "voc")
     split("train", "train")
     made = open_dataset(cups, out=cups.parent / "voc")  # a train of its own, no val: it is drawn
-    assert made.lists == {"train": 2, "val": 2} and "val: 2 of 4 photographs drawn (holdout 0.2, seed 0)" in made.said
+    assert (
+        made.lists == {"train": 2, "val": 2} and "val: 2 of 4 photographs held out (holdout 0.2, seed 0)" in made.said
+    )
     assert json.loads((made.root / "import.json").read_text())["said"] == list(made.said)
     split("", "val")
     with pytest.raises(InputError, match=r"is in no split \(Line 2 .*; 2 such\), and others are"):

@@ -22,19 +22,21 @@ from .check import _of_split, look
 from .config import (PRESETS, AttentionConfig, ClassifierConfig, Config, DataConfig, LabelConfig,
                               PretrainConfig, SegmenterConfig, check_fit, diff, preset, resolved)
 from .data import InputError, VOCDataset, atomic_write
+from .explainable import check_explainable
 from .extras.saliency import open_detector, saliency_map
 from .fit_page import by_agreement, of_each_class, walk, write_fit_page
 from .imports import Dataset, open_dataset
 from .indicators import Truth
 from .options import WORKERS, absolute_paths, check_value, refuse_data_folder
 from .pipeline import _block, _saliency_set, attention_stage, chain, label_stage, own_classes, predict_with
+from .predictions import write_classes
 from .processes import is_main, mine, progress_bar, together
 from .pseudo_labels import LABEL_RULES
 from .sources import LayoutOptions
 from .splits import Part, images_fingerprint, mask_paths, open_split, saliency_fingerprint
 from .stages import Stage, read_done, run
 from .storage import fingerprint
-from .verdict import Verdict, conclude, evidence_stage, truth_stage, with_masks
+from .verdict import Verdict, conclude, evidence_stage, told_by_labels, truth_stage, with_masks
 
 # %% ../nbs/workshop/16h_fit.ipynb #35c217b2
 def bring(
@@ -84,7 +86,7 @@ def check_stage(
     return Stage("check", identity, make)
 
 # %% ../nbs/workshop/16h_fit.ipynb #c61d68ca
-_REMEDY = "--detector FILE.onnx or --saliency NAME=FOLDER brings some"
+_REMEDY = "--detector FILE.onnx or --saliency NAME=FOLDER brings some."
 
 def detect(
     splits: Sequence[VOCDataset],
@@ -104,7 +106,7 @@ def detect(
         except InputError as error:
             if detector != "auto":
                 raise
-            return None, f"saliency maps: none, so labels are made without and are worse: {error} Or {_REMEDY}"
+            return None, f"saliency maps: none, so labels are made without and are worse: {error} {_REMEDY}"
         for split, i, path in (todo[k] for k in progress_bar(mine(len(todo)), "saliency")):
             with atomic_write(path) as handle:
                 Image.fromarray(saliency_map(session, split.image(i)).numpy()).save(handle, format="PNG")
@@ -189,6 +191,12 @@ def gather_masks(
             count += 1
     return count
 
+def _keep_network(segmenter: Path, out: Path) -> Path:
+    "A copy in the run's folder, so that the cache may go."
+    with atomic_write(out / "segmenter.safetensors") as handle:
+        handle.write((segmenter / "model.safetensors").read_bytes())
+    return out / "segmenter.safetensors"
+
 def _samples(made: Mapping[str, Path], train: VOCDataset, val: VOCDataset, evidence: Mapping, config: Config) -> list:
     "The photographs that the page shows, and how they were chosen."
     saliency, place = _saliency_set(config, train), _block(config, config.labels.block)
@@ -207,8 +215,8 @@ def _samples(made: Mapping[str, Path], train: VOCDataset, val: VOCDataset, evide
             for title, voc, folders, chosen, text in groups if chosen]
 
 # %% ../nbs/workshop/16h_fit.ipynb #21795e49
-_SMALL = ("The classifier is the toy one: small, and started from drawings. For photographs, name one that was trained "
-          "on photographs: --preset voc, and --classifier.model with any ViT of timm.")
+_SMALL = ("The classifier is the toy one: small, and started from drawings. For photographs, take one that was trained "
+          "on photographs: --preset photographs.")
 
 def _notes(config: Config, evidence: Mapping, saliency_said: str | None, verdict: Verdict) -> list[str]:
     "What the page says in a box."
@@ -239,8 +247,8 @@ class Fit:
     # where there are no saliency maps: auto (U2-Net where it can be had, else without), none, a detector that rembg
     # knows, or an .onnx file
     detector: str = "auto"
-    no_segmenter: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # stop at the labels; they become the masks
-    preset: Literal[*PRESETS] = "toy"  # the configuration that everything else changes
+    no_segmenter: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # stop at the labels, in OUT/labels
+    preset: Literal[*PRESETS] = "photographs"  # the configuration that everything else changes
     rule: Literal[*LABEL_RULES] = "paper"  # label rule that --labels.rule.* changes
     cache: Path | None = None  # folder of all stages; default: ~/.cache/wegformer/stages
     workers: int = 0  # loader processes
@@ -258,17 +266,21 @@ class Fit:
         if self.out is None:
             raise InputError("out is missing; expected a folder for the run: --out FOLDER.")
         check_value("workers", self.workers, int, WORKERS)
-        self.config()  # refuses what does not go together, before anything is made
+        config = self.config()  # refuses what does not go together, before anything is made
+        if config.labels.source == "wegformer":
+            check_explainable(config.classifier.model, config.attention, config.classifier.output_stride)
         return _fit(self)
 
 # %% ../nbs/workshop/16h_fit.ipynb #51acc545
 def _opened(fit: Fit) -> tuple[Config, Dataset, str | None]:
     "The configuration with the photographs in it; what was brought, and what is said of saliency maps."
-    made = bring(fit.source, fit.options, fit.out)
-    print("\n".join(made.said))
+    made, toy = bring(fit.source, fit.options, fit.out), preset("toy").classifier.model
+    print("\n".join([*made.said, *[_SMALL] * (fit.classifier.model == toy)]))
     listed = "train_aug" if "train_aug" in made.lists else "train"
     config, said = fit.config(DataConfig(str(made.root), train_split=listed)), None
     splits = [open_split(config.data, which) for which in ("train", "val")]
+    for text in told_by_labels(splits[0]):
+        print(text)
     if config.labels.saliency == "auto" and config.labels.source != "masks" and not splits[0].saliency_folders:
         found, said = detect(splits, fit.out / "saliency", fit.detector)
         print(said)
@@ -327,7 +339,10 @@ def _write(
     with atomic_write(fit.out / "verdict.json", "w") as handle:
         json.dump(asdict(verdict) | dict(evidence=evidence, truth={k: asdict(t) for k, t in truth.items()}), handle,
                   indent=1)
-    print("\n".join(warnings + [verdict.headline]))
+    scrolled_away = [said] if evidence["saliency"] is None and said else []
+    print("\n".join([*warnings, *scrolled_away, verdict.headline]))
+    write_classes(train.classes, fit.out / names[0], overwrite=True)
     if "segmenter" in made:
-        print(f"for other photographs: wegformer predict PHOTOGRAPHS --segmenter {made['segmenter']}/model.safetensors")
+        network = _keep_network(made["segmenter"], fit.out)
+        print(f"for other photographs: wegformer predict PHOTOGRAPHS --segmenter {network}")
     print(f"{where} How far to trust them: {page}")

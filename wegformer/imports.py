@@ -9,6 +9,7 @@ __all__ = ['RECORD', 'find_classes', 'draw_holdout', 'make_lists', 'convert_mask
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,18 @@ def _require_classes(classes: Sequence[str], where: Mapping[str, str]) -> None:
     if not 1 <= len(classes) <= 254:
         raise InputError(f"The photographs have {len(classes) or 'no'} classes; expected 1 to 254.")
 
+def _require_one(name: str, classes: Sequence[str], place: str) -> None:
+    "InputError for a name that says there is nothing, or that is made of other classes' names."
+    table = "--names TABLE (columns name, class)"
+    if name.casefold() in ("none", "nothing", "empty", "no", "n/a", "na", "null", "nan", "-"):
+        raise InputError(f"{place} has the name {name!r}; expected an empty cell where there is none of the classes, "
+                         f"or {table} with what it stands for.")
+    parts = [part for part in re.split(r"[\s/+&]+|\band\b", name) if part]
+    if len(parts) > 1 and set(parts) <= set(classes):
+        raise InputError(f"{place} has the name {name!r}, which is made of other classes; expected one of , ; | "
+                         f"between names (--separator names another: space, say), or {table} with what it stands for.")
+
+# %% ../nbs/workshop/12f_imports.ipynb #02ae54c1
 def find_classes(
     found: Found,
     options: LayoutOptions,
@@ -63,6 +76,9 @@ def find_classes(
     else:
         listed = found.classes if found.classes is not None else sorted(where)
         classes = tuple(name for name in dict.fromkeys(_meant(name, table) for name in listed) if name)
+        for name in () if found.classes is not None else classes:  # nobody listed them, so they may be anything
+            if name not in table.values():
+                _require_one(name, classes, where[name])
     _require_classes(classes, where)
     return classes
 
@@ -112,7 +128,7 @@ def make_lists(
         raise InputError(f"No val can be drawn from {len(lists[training])} photographs, "
                          "for each class would lose its last; expected two photographs or more of a class.")
     how = f"holdout {options.holdout}, seed {options.seed}"
-    said = f"val: {len(held)} of {len(lists[training])} photographs drawn ({how})"
+    said = f"val: {len(held)} of {len(lists[training])} photographs held out ({how})"
     lists["val"] = [image for image in lists[training] if image in held]
     for name in ("train", "train_aug"):
         if name in lists:

@@ -22,8 +22,8 @@ from .labels import names_in_xml, read_cls_labels
 from .lists import read_class_list
 from .options import split_named
 from .pictures import CLASSES, PICTURES
-from .sources import (DEFAULTS, SPLITS, Found, Index, LayoutOptions, Photograph, folder_masks, settle,
-                               split_folders)
+from .sources import (DEFAULTS, SPLITS, Found, Index, LayoutOptions, Photograph, find_photographs,
+                               folder_masks, settle, split_folders, unread_photographs)
 from .tables import BACKGROUND, IGNORED, DELIMITERS, Key, Table, numbered, read_key, read_table
 
 # %% ../nbs/workshop/12e_layouts.ipynb #797118a9
@@ -127,6 +127,7 @@ def read_csv(folder: Path, options: LayoutOptions, apart: Sequence[Path] = ()) -
     column, separator = _label_columns(table, left, options), None
     if column is not None:
         separator = options.separator or _separator([(n, cells[column]) for n, cells in table.rows], table.path)
+        separator = " " if separator == "space" else separator
         names = {n: cells[column].split(separator) if separator else [cells[column]] for n, cells in table.rows}
     else:
         names = {n: [table.columns[k] for k in left if _BITS[cells[k]]] for n, cells in table.rows}
@@ -334,8 +335,14 @@ def recognise(
         both = " and ".join(f"{name} ({LAYOUTS[name].known_by})" for name in found)
         raise InputError(f"{options.labels or folder} may be read as {both}; expected one: --layout says which.")
     if not found:
+        if options.labels is not None and options.labels.is_file():
+            ending = options.labels.suffix or "no ending"
+            raise InputError(f"{options.labels} is no file of labels that is read ({ending}); expected a table "
+                             "(.csv, .tsv), JSON of COCO or labelme, or cls_labels.npy.")
+        find_photographs(folder)  # says so where there are none
         known = "; ".join(f"{name}: {layout.known_by}" for name, layout in LAYOUTS.items())
-        raise InputError(f"{options.labels or folder} has no labels of a known layout; expected one of: {known}.")
+        raise InputError(f"{folder} has no labels of a known layout; expected --labels FILE.csv, a table of what is on "
+                         f"each photograph, or one of: {known}.")
     return found[0]
 
 # %% ../nbs/workshop/12e_layouts.ipynb #58275ad0
@@ -360,6 +367,7 @@ def read_source(
     layout = recognise(source, options)
     apart = [path for path in (options.masks, *saliency.values()) if path is not None]
     found = LAYOUTS[layout].read(source, options, apart)
+    found = replace(found, said=(*found.said, *unread_photographs(source, apart)))
     if options.masks is not None:
         key = mask_key(options, found.classes)
         masks = folder_masks(options.masks, key, {p.id: p.path for p in found.photographs})

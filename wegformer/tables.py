@@ -57,6 +57,7 @@ def _delimiter(text: str, path: Path) -> str:
                          "--delimiter says which.")
     return held[0]
 
+# %% ../nbs/workshop/12b_tables.ipynb #02ae54b1
 def read_rows(
     path: Path,  # a CSV or TSV file
     delimiter: str | None = None,  # between columns; None: what the file shows
@@ -67,12 +68,18 @@ def read_rows(
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise InputError(f"{path} has {path.stat().st_size} bytes; expected a table of at most {_LARGEST}.")
     text = read_text(path, encoding, ", or --encoding with the name of another")
+    if not text.strip():
+        raise InputError(f"{path} is empty; expected a table with a row for each photograph.")
+    if told := re.match(r"sep=(.)\r?\n", text):  # a spreadsheet's own first line
+        text, delimiter = "\n" + text[told.end():], delimiter or told[1]  # lines keep their numbers
     delimiter = delimiter or _delimiter(text, path)
     rows = _rows(text, delimiter, path)
     for line, cells in rows:
         if len(cells) != len(rows[0][1]):
+            shown = DELIMITERS.get(delimiter, repr(delimiter))
+            remedy = f" (quotes around a cell keep {shown} inside it)" if len(cells) > len(rows[0][1]) else ""
             raise InputError(f"Line {line} of {path} has {len(cells)} cells; "
-                             f"expected {len(rows[0][1])}, as its first row has.")
+                             f"expected {len(rows[0][1])}, as its first row has{remedy}.")
     return rows, delimiter
 
 # %% ../nbs/workshop/12b_tables.ipynb #15909f7a
