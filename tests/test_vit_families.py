@@ -1,5 +1,6 @@
 "Other ViTs of timm: plain and fast agree, relevance is conserved, and the table of families tells the truth."
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -230,6 +231,34 @@ def test_autocast_around_it(family):
         with torch.autocast("cpu", torch.bfloat16):
             maps = method(model, pictures(torch.float32), PAIRS)
         assert maps.dtype == torch.float32 and maps.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", KNOWN, ids=lambda f: f.name)
+def test_half_models(family, dtype):
+    "A model whose weights are half precision is explained in single precision, close to what its weights say exactly."
+    model = family_model(family).to(dtype)
+    for start in (None, 0):
+        maps = dtd_maps(model, pictures(dtype), PAIRS, start)
+        full = dtd_maps(copy.deepcopy(model).float(), pictures(dtype).float(), PAIRS, start)
+        assert maps.dtype == torch.float32 and maps.isfinite().all() and maps.abs().max() > 0
+        ours, theirs = (F.normalize(m.flatten(1).double(), eps=1e-99) for m in (maps, full))  # untrained: tiny values
+        assert (ours * theirs).sum(1).median() > 0.95
+    assert all(p.dtype == dtype for p in model.parameters())  # the caller's model is left alone
+
+
+@pytest.mark.parametrize("family", KNOWN, ids=lambda f: f.name)
+def test_a_thousand_classes(family):
+    "Each map is what it is when its class is asked for alone."
+    torch.manual_seed(0)
+    model = family_model(family, num_classes=1000).double()
+    pairs = torch.stack([torch.zeros(1000, dtype=torch.long), torch.arange(1000)], 1)
+    some = torch.tensor([0, 499, 999])
+    for start in (None, 0):
+        maps = dtd_maps(model, pictures()[:1], pairs, start)
+        assert maps.shape[0] == 1000 and maps.isfinite().all()
+        for k in some.tolist():
+            assert distance(maps[k], dtd_maps(model, pictures()[:1], pairs[k : k + 1], start)[0]) < 1e-9
 
 
 def test_training_with_dropout_is_refused():
