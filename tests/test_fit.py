@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -378,3 +379,19 @@ def test_who_fits_has_photographs():
     assert "dinov2" in usual.classifier.model
     assert other.label.rule == LabelRule.preset("nsrom") and other.label.par == usual.label.par
     assert commands(["fit", "--preset", "toy"])["fit"].classifier == preset("toy").classifier
+
+
+def test_weights_that_cannot_be_had_are_missed_before_saliency_maps_are_made(tmp_path, capsys, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    photographs(tmp_path / "photographs", ("cat", "dog"))
+    monkeypatch.setattr(timm, "create_model", offline)
+    error = refused(tmp_path, capsys, "--classifier.model", "deit_tiny_patch16_224.fb_in1k")
+    assert "no network" in error and not (tmp_path / "run" / "saliency").exists()
+
+
+def test_a_damaged_photograph_is_called_by_its_own_name(tmp_path, capsys):
+    photographs(tmp_path / "photographs", ("cat", "dog"))
+    (tmp_path / "photographs" / "03.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    assert f"{tmp_path}/photographs/03.png cannot be read" in refused(tmp_path, capsys)

@@ -173,6 +173,8 @@ class Predict(_ChainOptions):
             raise InputError("No images were named; expected photographs, or folders of them.")
         photographs = find_inputs(self.images, self.out)
         require_readable(photographs)  # before anything is trained for them
+        if self.segmenter is None and self.config.data.voc_root is None:
+            print("network: the one of the drawn data set, which knows drawn things; --segmenter FILE names another")
         path = self.segmenter or self.folder(self.stages.segmenter) / "model.safetensors"
         predictor = open_predictor(path, self.tiling, dict(auto=None, yes=True, no=False)[self.crf])
         made = []

@@ -345,8 +345,9 @@ def create_classifier(
             raise
         of = "The pretrained weights of" if pretrained and weights is None else "Model"
         raise InputError(f"{of} {model!r} could not be loaded ({type(error).__name__}: {short_cause(error)}). "
-                         "Offline? Download the model's model.safetensors on another machine and pass weights=PATH, "
-                         "or start from random weights with pretrained=False.") from error
+                         "Offline? Download the model's model.safetensors on another machine and pass weights=PATH "
+                         "(--classifier.weights), or start from random ones with pretrained=False "
+                         "(--classifier.no-pretrained).") from error
     if fault := _fault(net, output_stride):
         raise InputError(f"Model {model!r} cannot be used: {fault}; {_EXPECTED}.")
     if weights is not None:

@@ -105,8 +105,8 @@ def _make_backbone(name: str, output_stride: int, pretrained: bool) -> nn.Module
         if not pretrained:
             raise
         raise InputError(f"Pretrained weights of backbone {name!r} could not be had ({type(error).__name__}); when "
-                         "offline, download them elsewhere and pass weights=FILE, or start from random ones with "
-                         "pretrained=False.") from error
+                         "offline, download them elsewhere and pass weights=FILE (--segmenter.weights), or start from "
+                         "random ones with pretrained=False (--segmenter.no-pretrained).") from error
     if not isinstance(net, (DilatedVGG, PatchFeatures)):
         strides = net.feature_info.reduction()
         if strides != [min(s, output_stride) for s in (2, 4, 8, 16, 32)]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from .chain_commands import open_cache
 from .check import _of_split, look
+from .classifier import create_classifier
 from .config import (PRESETS, AttentionConfig, ClassifierConfig, Config, DataConfig, LabelConfig,
                               PretrainConfig, SegmenterConfig, check_fit, diff, preset, resolved)
 from .data import InputError, VOCDataset, atomic_write
@@ -32,9 +33,10 @@ from .pipeline import _block, _saliency_set, attention_stage, chain, label_stage
 from .predictions import write_classes
 from .processes import is_main, mine, progress_bar, together
 from .pseudo_labels import LABEL_RULES
+from .segmentation import create_segmenter
 from .sources import LayoutOptions
 from .splits import Part, images_fingerprint, mask_paths, open_split, saliency_fingerprint
-from .stages import Stage, read_done, run
+from .stages import Stage, is_done, read_done, run
 from .storage import fingerprint
 from .verdict import Verdict, conclude, evidence_stage, told_by_labels, truth_stage, with_masks
 
@@ -272,6 +274,16 @@ class Fit:
         return _fit(self)
 
 # %% ../nbs/workshop/16h_fit.ipynb #51acc545
+def _require_weights(config: Config, fit: Fit) -> None:
+    "InputError where pretrained weights cannot be had; said before saliency maps take their time."
+    if is_done(chain(config).classifier.folder(open_cache(fit.cache))):
+        return
+    if config.classifier.steps:
+        create_classifier(config.classifier.model, 1, config.classifier.pretrained, config.classifier.weights,
+                          config.classifier.output_stride)
+    if not fit.no_segmenter:
+        create_segmenter(config.segmenter, 2)
+
 def _opened(fit: Fit) -> tuple[Config, Dataset, str | None]:
     "The configuration with the photographs in it; what was brought, and what is said of saliency maps."
     made, toy = bring(fit.source, fit.options, fit.out), preset("toy").classifier.model
@@ -281,6 +293,7 @@ def _opened(fit: Fit) -> tuple[Config, Dataset, str | None]:
     splits = [open_split(config.data, which) for which in ("train", "val")]
     for text in told_by_labels(splits[0]):
         print(text)
+    _require_weights(config, fit)
     if config.labels.saliency == "auto" and config.labels.source != "masks" and not splits[0].saliency_folders:
         found, said = detect(splits, fit.out / "saliency", fit.detector)
         print(said)

@@ -59,6 +59,10 @@ def _foreign(path: Path) -> str:
     return next(found, "cannot be read as a picture; expected one of " + ", ".join(_FORMATS))
 
 # %% ../nbs/workshop/00b_pictures.ipynb #d19896f2
+def _named(kind: str, path: Path) -> str:
+    "What a sentence calls a file; of a link, the file that its owner knows."
+    return f"{kind} {os.path.realpath(path) if os.path.islink(path) else path}"
+
 def open_picture(
     path: Path,
     kind: str,  # what it is, for the sentence: Image, Mask, Saliency map
@@ -67,18 +71,18 @@ def open_picture(
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{kind} {path} is a folder or a device; expected a file.")
+            raise InputError(f"{_named(kind, path)} is a folder or a device; expected a file.")
         if status.st_size == 0:
-            raise InputError(f"{kind} {path} is empty (0 bytes); expected a picture.")
+            raise InputError(f"{_named(kind, path)} is empty (0 bytes); expected a picture.")
         return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
-        raise InputError(f"{kind} {path} {_foreign(path)}.") from None
+        raise InputError(f"{_named(kind, path)} {_foreign(path)}.") from None
     except FileNotFoundError:
-        raise InputError(f"{kind} {path} does not exist.") from None
+        raise InputError(f"{_named(kind, path)} does not exist.") from None
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise InputError(f"{kind} {path} cannot be read as a picture: {in_a_line(error)}.") from error
+        raise InputError(f"{_named(kind, path)} cannot be read as a picture: {in_a_line(error)}.") from error
 
 # %% ../nbs/workshop/00b_pictures.ipynb #95c76774
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def _look(picture: Image.Image, path: Path, kind: str, refuse: Refuse, orientati
     except Exception as error:  # a damaged header
         wrong = f"cannot be read as a picture: {in_a_line(error)}"
     if wrong:
-        raise InputError(f"{kind} {path} {wrong}.")
+        raise InputError(f"{_named(kind, path)} {wrong}.")
     return header
 
 def decode(
@@ -169,7 +173,7 @@ def decode(
         try:
             picture.load()
         except Exception as error:  # truncated, mostly
-            raise InputError(f"{kind} {path} cannot be read as a picture: {in_a_line(error)}.") from error
+            raise InputError(f"{_named(kind, path)} cannot be read as a picture: {in_a_line(error)}.") from error
     turn, tiff = _TURNS.get(header.turn), header.format == "TIFF"  # Pillow turns a TIFF itself
     if turn is not None and tiff != orientation:
         picture = picture.transpose({6: _TURNS[8], 8: _TURNS[6]}.get(header.turn, turn) if tiff else turn)
