@@ -71,6 +71,7 @@ def fit(out: Path, models: Path, name: str, options: Sequence[str]) -> dict:
     "`wegformer fit` as a user calls it: what its verdict says."
     weights = {"classifier": "vit_small_patch14_focus", "segmenter": "tf_efficientnet_lite2_imagenet"}
     files = [f"--{part}.weights={models / file}.safetensors" for part, file in weights.items()]
+    files += ["--classifier.model", "vit_small_patch14_dinov2", "--segmenter.backbone", "tf_efficientnet_lite2"]
     status = wegformer(["fit", str(out / "photographs"), "--labels", str(out / "labels.csv"), "--out", str(out / name),
                         "--cache", str(out / "stages"), "--detector", str(models / "u2netp.onnx"), *files,
                         *options])  # fmt: skip

@@ -319,7 +319,7 @@ def test_the_registry_is_what_a_config_and_the_command_line_admit(tmp_path, monk
         head.forward = lambda features: head.classifier(features[-1])
         return head
 
-    known = ["deeplabv3plus", "deeplabv3", "deeplabv2", "linear"]
+    known = ["deeplabv3plus", "deeplabv3", "deeplabv2", "linear", "linear2"]
     assert list(NETWORKS) == known and set(RECIPES) == {*known, "largefov"}
     with pytest.raises(InputError, match=", ".join(known)):
         SegmenterConfig(network="new")
@@ -488,6 +488,8 @@ def test_a_few_pictures_are_learned_by_heart(tmp_path):
         ("deeplabv2", "resnet_toy"),
         ("deeplabv2", "vgg11"),
         ("linear", "vit_toy_patch8_96"),
+        ("linear2", "vit_toy_patch8_96"),
+        ("linear2", "resnet_toy"),
     ],
 )
 def test_training_and_reloading(network, backbone, tmp_path):
@@ -510,6 +512,19 @@ def test_the_cells_of_a_vit_lie_on_the_stride(patch):
         line = seen[0, 0, 0] if axis == 3 else seen[0, 0, :, 0]
         assert torch.allclose(line.view(7, patch).mean(1)[1:-1], 16.0 * torch.arange(1, 6), atol=1e-3)
     assert on_patches(torch.ones(1, 3, 1, 1), 16, patch).shape == (1, 3, patch, patch)
+
+
+def test_two_depths_of_a_vit_are_read():
+    "What comes out of its ninth and of its twelfth block, each normalised."
+    net, seen = create_segmenter(small("linear2", "vit_toy_patch8_96", pretrained=True), 3).eval(), {}
+    for k in (8, 11):
+        net.backbone.vit.blocks[k].register_forward_hook(lambda module, _, out, k=k: seen.update({k: out}))
+    images = torch.rand(2, 3, 33, 49, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = net.coarse(images)
+        tokens = torch.cat([net.backbone.vit.norm(seen[k])[:, 1:] for k in (8, 11)], 2)
+        maps = tokens.transpose(1, 2).unflatten(2, (3, 4))
+        torch.testing.assert_close(found, net.head.classifier(net.head.norm(maps)))
 
 
 def test_a_vit_that_stays_as_it_is_learns_a_linear_layer(tmp_path):

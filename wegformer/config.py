@@ -201,8 +201,7 @@ _SMOKE = _TOY | {
 _PHOTOGRAPHS = {  # some hundred photographs of one's own in a quarter of an hour on two cores
     "classifier.model": "vit_small_patch14_dinov2.lvd142m", "classifier.steps": 240, "classifier.batch_size": 16,
     "classifier.lr": 1e-4, "classifier.head_lr": 10.0, "classifier.layer_decay": 0.8, "classifier.frozen_blocks": 6,
-    "classifier.weight_decay": 0.05, "classifier.schedule": "cosine",
-    "classifier.crop_size": 168, "classifier.crop_area": (0.3, 1.0),
+    "classifier.schedule": "cosine", "classifier.crop_size": 168, "classifier.crop_area": (0.3, 1.0),
     "classifier.eval_long_side": 336, "classifier.eval_every": 240,
     "attention.long_side": 336, "attention.scales": (0.5, 1.0),
     # beyond the paper: what a hold-out of VOC's photographs chose (docs/photographs.md)

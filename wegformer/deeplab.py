@@ -21,7 +21,7 @@ from torch import nn
 import wegformer.networks.toy  # noqa: F401 (registers with timm)
 from .data import InputError
 from .options import short_cause
-from .patch_features import PatchFeatures, is_vit
+from .patch_features import DEPTHS, PatchFeatures, is_vit
 from .training import load_weights
 
 # %% ../nbs/workshop/10_deeplab.ipynb #7400bd92
@@ -124,9 +124,9 @@ def check_backbone(
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3) or ["resnet101", "vgg16"]
         raise InputError(f"Backbone {name!r} is not known to timm; expected a name such as {', '.join(near)}.")
-    if maps > 1 and is_vit(name):
+    if maps > DEPTHS and is_vit(name):
         raise InputError(f"Backbone {name!r} is a ViT, whose patch tokens are all that it gives; expected the network "
-                         "'linear' for it, or a CNN for a network that reads early feature maps.")
+                         "'linear' or 'linear2' for it, or a CNN for a network that reads early feature maps.")
 
 # %% ../nbs/workshop/10_deeplab.ipynb #1a2b1469
 def create_backbone(
@@ -134,7 +134,7 @@ def create_backbone(
     output_stride: int = 16,  # 8 or 16
     pretrained: bool = True,  # timm's weights
     weights: Path | None = None,  # a local file in timm's naming instead
-) -> nn.Module:  # (B, 3, H, W) -> five feature maps, of a ViT one; has .channels, .mean and .std
+) -> nn.Module:  # (B, 3, H, W) -> five feature maps, of a ViT four; has .channels, .mean and .std
     "A timm CNN or ViT as feature extractor; InputError for one unknown or unfit, or weights that cannot be had."
     check_backbone(name)
     try:

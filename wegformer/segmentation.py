@@ -45,7 +45,7 @@ class Network:
     title: str  # as a table writes it
     head: Callable[["SegmenterConfig", list[int], int], nn.Module]  # config, backbone's channels, num_classes -> head
     dilations: int | None = None  # how many atrous_rates it takes; None: one or more
-    maps: int = 1  # how many of the backbone's five feature maps it reads; a ViT has the last alone
+    maps: int = 1  # how many of the backbone's five feature maps it reads, the last ones; a ViT has four
     least_batch: int = 1  # crops; 2 where a batch norm sees a single cell of each image
     recipe: Mapping[str, Any] = field(default_factory=dict)  # its lineage's training, where it differs
 
@@ -60,9 +60,9 @@ def _v2_head(config: "SegmenterConfig", channels: list[int], num_classes: int) -
         return LargeFOV(channels[-1], num_classes, config.decoder_channels, config.atrous_rates[0], config.dropout)
     return ASPP(channels[-1], num_classes, config.atrous_rates)
 
-def _linear_head(config: "SegmenterConfig", channels: list[int], num_classes: int) -> nn.Module:
+def _linear_head(maps: int, config: "SegmenterConfig", channels: list[int], num_classes: int) -> nn.Module:
     "One linear layer, for a ViT (DINOv2's linear evaluation)."
-    return LinearHead(channels[-1], num_classes)
+    return LinearHead(channels[-maps:], num_classes)
 
 _V2 = dict(output_stride=8, atrous_rates=(6, 12, 18, 24), frozen_bn=True, crop=321, batch_size=10, lr=2.5e-4,
            backbone_lr=1.0, head_lr=10.0, bias_lr=20.0, bias_decay=False, loss_scales=(1.0, 0.75, 0.5))
@@ -71,7 +71,8 @@ NETWORKS = {  # a network is added here, and nowhere else
     "deeplabv3plus": Network("DeepLab-V3+", partial(_decoder_head, True), dilations=3, maps=5, least_batch=2),
     "deeplabv3": Network("DeepLab-V3", partial(_decoder_head, False), dilations=3, least_batch=2),
     "deeplabv2": Network("DeepLab-V2", _v2_head, recipe=_V2),
-    "linear": Network("linear", _linear_head),  # beyond the paper
+    "linear": Network("linear", partial(_linear_head, 1)),  # beyond the paper
+    "linear2": Network("linear, two depths", partial(_linear_head, 2), maps=2),
 }
 
 RECIPES = {name: dict(network=name) | network.recipe for name, network in NETWORKS.items()} | {
