@@ -381,14 +381,34 @@ def test_who_fits_has_photographs():
     assert commands(["fit", "--preset", "toy"])["fit"].classifier == preset("toy").classifier
 
 
-def test_weights_that_cannot_be_had_are_missed_before_saliency_maps_are_made(tmp_path, capsys, monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no network")
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        (("--classifier.model", "deit_tiny_patch16_224.fb_in1k"), "The pretrained weights of 'deit_tiny"),
+        (("--segmenter.backbone", "resnet18.a1_in1k"), "Pretrained weights of backbone 'resnet18"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_missed_before_anything_is_made(option, words, tmp_path, capsys, monkeypatch):
+    "The photographs are looked at by then, saliency maps are not made, and nothing is trained."
+    create = timm.create_model
+
+    def offline(name, *args, pretrained=False, **kwargs):
+        if pretrained and not name.startswith(("vit_toy", "resnet_toy")):
+            raise OSError("no network")
+        return create(name, *args, pretrained=pretrained, **kwargs)
 
     photographs(tmp_path / "photographs", ("cat", "dog"))
     monkeypatch.setattr(timm, "create_model", offline)
-    error = refused(tmp_path, capsys, "--classifier.model", "deit_tiny_patch16_224.fb_in1k")
-    assert "no network" in error and not (tmp_path / "run" / "saliency").exists()
+    assert words in refused(tmp_path, capsys, *option)
+    assert (tmp_path / "run" / "data").exists() and not (tmp_path / "run" / "saliency").exists()
+    assert not list((tmp_path / "stages").glob("*/done.json"))
+
+
+def test_weights_that_a_stage_makes_are_not_missed(tmp_path):
+    "The toy VGG's, which the package does not hold."
+    photographs(tmp_path / "photographs", ("cat", "dog"))
+    vgg = "--segmenter.network deeplabv2 --segmenter.backbone vgg_toy --segmenter.atrous-rates 2".split()
+    assert fit(tmp_path, *vgg) == 0
 
 
 def test_a_damaged_photograph_is_called_by_its_own_name(tmp_path, capsys):

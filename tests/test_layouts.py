@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
 import pickle
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from wegformer.data import PALETTE, InputError, VOCDataset
 from wegformer.imports import draw_holdout, open_dataset
 from wegformer.json_layouts import _run_lengths, fill_polygon, fill_runs
 from wegformer.layouts import LAYOUTS, read_source
-from wegformer.sources import LayoutOptions
+from wegformer.sources import Index, LayoutOptions
 from wegformer.tables import DELIMITERS, read_rows
 
 
@@ -381,7 +383,10 @@ BAD_TABLES = {
         ROWS.replace("cup", "cup plant", 1),
         r"'cup plant', which is made of other classes.*space",
     ),
-    "names joined by a word": (ROWS.replace("cup", "cup and plant", 1), r"Line 2 .*'cup and plant', .*--names TABLE"),
+    "names joined by a word": (
+        ROWS.replace("cup", "cup and plant", 1),
+        r"'cup and plant', .*a row cup and plant,cup and plant in",
+    ),
     "zero bytes": (ROWS + "\0", r"zero bytes"),
     "columns of other numbers": (
         "file,w,cup\na.jpg,8,1\nb.JPG,8,0\n",
@@ -433,6 +438,31 @@ def test_a_photograph_that_is_not_read_is_there_all_the_same(cups):
     table(cups, ROWS + "e.HEIC,cup\n")
     with pytest.raises(InputError, match=r"'e\.HEIC' \(it is there, but \.HEIC is not read: convert it to \.jpg\)"):
         read_source(cups)
+
+
+def test_a_file_that_lies_elsewhere_gets_no_false_hint(cups):
+    "Nor a caption of any length in place of a file's name."
+    (cups / "masks").mkdir()
+    shutil.copy(cups / "a.jpg", cups / "masks" / "z.jpg")
+    index = Index(cups, [cups / "masks"])
+    assert index.near("masks/z.jpg") == "" and index.near("a cup. " * 60) == ""
+
+
+def test_folders_may_be_called_anything(tmp_path, cups):
+    "Joined names are suspicious in a table's cells, not where a folder has the name."
+    for k, name in enumerate(("sea", "lion", "sea lion", "none")):
+        (tmp_path / "sorted" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (50 * k, 0, 0)).save(tmp_path / "sorted" / name / f"{k}.png")
+        Image.new("RGB", (8, 8), (0, 50 * k + 1, 0)).save(tmp_path / "sorted" / name / f"{k}b.png")
+    made = open_dataset(tmp_path / "sorted", out=tmp_path / "voc")
+    assert any("4 classes" in text for text in made.said)
+
+
+def test_a_path_from_the_root_where_the_folder_is_named_in_another_way(cups, tmp_path, monkeypatch):
+    table(cups, ROWS.replace("a.jpg", f"{cups}/a.jpg"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert names_of(Path(os.path.relpath(cups))) == MEANT
 
 
 def test_labels_in_a_file_of_another_kind(cups):

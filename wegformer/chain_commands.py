@@ -50,7 +50,7 @@ class _ChainOptions:
     "What every command of the chain takes."
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[*PRESETS] = "toy"  # the configuration that everything else changes
-    rule: Literal[*LABEL_RULES] = "paper"  # label rule that --labels.rule.* changes
+    rule: Literal[*LABEL_RULES] | None = None  # label rule that --labels.rule.* changes; default: the preset's own
     cache: Path | None = None  # folder of all stages; default: ~/.cache/wegformer/stages
     workers: int = 0  # loader processes
     shard: str | None = None  # I/N: of maps, labels and predictions this process does part I of N

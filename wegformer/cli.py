@@ -10,17 +10,14 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from fastcore.basics import patch
-from tqdm import tqdm
 
 from .chain_commands import (Attention, Evaluate, Explain, Predict, PseudoLabels, TrainClassifier,
                                       TrainSegmenter, _ChainOptions, open_cache)
@@ -30,15 +27,13 @@ from .exits import ends_in_a_line
 from .experiment import format_table
 from .fit import Fit
 from .options import WORKERS, absolute_paths, check_seeds, check_value, refuse_data_folder
-from .pools import fresh_pool, while_wanted
-from .processes import is_main, share
+from .processes import is_main
 from .pseudo_labels import LABEL_RULES, LabelRule
 from .report import write_report
 from .reproduce import (NotebookFailed, absolute_parameters, check_parameters, notebook_names,
                                  notebook_parameters, notebook_path, own_parameter, parameter_help, reproduce)
 from .splits import open_split
 from .tools import Check, Distil, Export, Import, InitialWeights, Report, Saliency, Toy
-from .training import default_device
 
 # %% ../nbs/workshop/17_cli.ipynb #ef37a331
 def _notebook_values(config: Config, preset_name: str) -> dict[str, Any]:
@@ -103,43 +98,6 @@ def _parameters(self: Reproduce, path: Path, own: Mapping[str, Any]) -> dict[str
     return absolute_parameters(path, made)
 
 # %% ../nbs/workshop/17_cli.ipynb #1a7d4106
-def _begin(threads: int) -> None:
-    "In a worker: the threads of the notebooks that it runs; nothing is drawn over the bar of whoever shows one."
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    sys.stderr = open(os.devnull, "w")
-
-def _attempt(command: Reproduce, name: str, out: Path, own: Mapping[str, Any]) -> str:  # empty: all went well
-    "Run a notebook; what became of it."
-    try:
-        return "" if command._one(name, out, own) else f"{name} has rows that failed"
-    except NotebookFailed as error:
-        return str(error)
-
-def _alone(command: Reproduce, name: str, out: Path, own: Mapping[str, Any]) -> tuple[str, str]:
-    "In a worker: run a notebook; what became of it, and what it printed."
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        return _attempt(command, name, out, own), said.getvalue()
-
-def _each(
-    command: Reproduce,
-    out: Path,
-    todo: Mapping[str, Mapping[str, Any]],  # notebook -> its own parameters
-) -> Iterator[tuple[str, str]]:  # name; what became of it, empty: all went well
-    "Run notebooks; on a CPU several at once, when the first is done."
-    threads, (first, *others) = torch.get_num_threads(), todo
-    yield first, _attempt(command, first, out, todo[first])
-    at_once = min(threads, len(others)) if default_device().type == "cpu" and share()[1] == 1 else 1
-    if at_once < 2:
-        yield from ((name, _attempt(command, name, out, todo[name])) for name in others)
-        return
-    with while_wanted(fresh_pool(at_once, [__name__], _begin, (threads // at_once,))) as pool:
-        tasks = {pool.submit(_alone, command, name, out, todo[name]): name for name in others}
-        for task in tqdm(as_completed(tasks), f"notebooks, {at_once} at a time", len(tasks)):
-            wrong, said = task.result()
-            tqdm.write(said)
-            yield tasks[task], wrong
-
-# %% ../nbs/workshop/17_cli.ipynb #1a7d4108
 @patch
 def _all(self: Reproduce, out: Path, own: Mapping[str, Any]) -> int:
     "Run every notebook, with those of its own parameters that it knows; one that fails does not stop the others."
@@ -147,18 +105,20 @@ def _all(self: Reproduce, out: Path, own: Mapping[str, Any]) -> int:
     for key in own:
         if not any(key in parameters for parameters in known.values()):
             raise InputError(f"No notebook has a parameter {key!r}.")
-    todo = {name: {key: own[key] for key in own if key in parameters} for name, parameters in known.items()}
     failed = []
-    for name, wrong in _each(self, out, todo):
-        if wrong:
-            print(f"wegformer: {wrong}", file=sys.stderr)
-            failed.append(name)
-    names = f"; with failures: {', '.join(sorted(failed, key=list(todo).index))}" if failed else ""
+    for name, parameters in known.items():
+        try:
+            ok = self._one(name, out, {key: value for key, value in own.items() if key in parameters})
+        except NotebookFailed as error:
+            print(f"wegformer: {error}", file=sys.stderr)
+            ok = False
+        failed += [name] * (not ok)
+    names = f"; with failures: {', '.join(failed)}" if failed else ""
     print(f"report: {write_report([out], out / 'report.html')}{names}")
     return 1 if failed else 0
 
 # %% ../nbs/workshop/17_cli.ipynb #e6e10459
-def _early(args: list[str], option: str, choices: tuple[str, ...], default: str) -> str:
+def _early(args: list[str], option: str, choices: tuple[str, ...], default: str | None) -> str | None:
     "The value of an option that decides other options' defaults; wrong values are left to tyro's own message."
     values = [args[i + 1] for i, a in enumerate(args[:-1]) if a == option]
     values += [a.split("=", 1)[1] for a in args if a.startswith(option + "=")]
@@ -167,10 +127,8 @@ def _early(args: list[str], option: str, choices: tuple[str, ...], default: str)
 def commands(args: list[str]) -> dict[str, Any]:  # name -> a command with its defaults
     "The commands by name, with the defaults that `args` chose."
     usual = "photographs" if args[:1] == ["fit"] else "toy"  # who fits has photographs
-    name, rule = _early(args, "--preset", tuple(PRESETS), usual), _early(args, "--rule", tuple(LABEL_RULES), "")
-    config = preset(name)
-    config = override(config, label_rule(LabelRule.preset(rule))) if rule else config  # else the preset's own
-    rule = rule or "paper"
+    name, rule = _early(args, "--preset", tuple(PRESETS), usual), _early(args, "--rule", tuple(LABEL_RULES), None)
+    config = preset(name) if rule is None else override(preset(name), label_rule(LabelRule.preset(rule)))
     kinds = {"train-classifier": TrainClassifier, "attention": Attention, "pseudo-labels": PseudoLabels,
              "train-segmenter": TrainSegmenter, "evaluate": Evaluate, "predict": Predict, "explain": Explain,
              "reproduce": Reproduce}

@@ -199,6 +199,7 @@ _SMOKE = _TOY | {
 
 # %% ../nbs/workshop/12_config.ipynb #02ae54a1
 _PHOTOGRAPHS = {  # some hundred photographs of one's own in a quarter of an hour on two cores
+    "data.train_split": "train",
     "classifier.model": "vit_small_patch14_dinov2.lvd142m", "classifier.steps": 240, "classifier.batch_size": 16,
     "classifier.lr": 1e-4, "classifier.head_lr": 10.0, "classifier.layer_decay": 0.8, "classifier.frozen_blocks": 6,
     "classifier.schedule": "cosine", "classifier.crop_size": 168, "classifier.crop_area": (0.3, 1.0),
@@ -230,7 +231,7 @@ def network_recipe(
     network: Literal[*RECIPES],
 ) -> dict[str, Any]:  # dotted name -> value
     "What another segmentation network changes."
-    if preset_name == "voc":
+    if preset_name not in ("toy", "smoke"):
         return {f"segmenter.{name}": value for name, value in RECIPES[network].items()}
     if network == "largefov":
         return {"segmenter.network": "deeplabv2", "segmenter.backbone": "vgg_toy", "segmenter.atrous_rates": (2,)}
@@ -247,7 +248,7 @@ def cnn_baseline(
               # a ViT's, where they are set
               "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0, "attention.affinity": 0,
               "attention.times": None}
-    if preset_name != "voc" and model is None:
+    if preset_name in ("toy", "smoke") and model is None:
         values |= {"classifier.model": "resnet_toy", "classifier.output_stride": 8}
     return values | ({"classifier.weights": weights} if weights else {})
 

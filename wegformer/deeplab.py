@@ -125,8 +125,9 @@ def check_backbone(
         near = difflib.get_close_matches(name, timm.list_models(), 3) or ["resnet101", "vgg16"]
         raise InputError(f"Backbone {name!r} is not known to timm; expected a name such as {', '.join(near)}.")
     if maps > DEPTHS and is_vit(name):
-        raise InputError(f"Backbone {name!r} is a ViT, whose patch tokens are all that it gives; expected the network "
-                         "'linear' or 'linear2' for it, or a CNN for a network that reads early feature maps.")
+        raise InputError(f"Backbone {name!r} is a ViT, whose patch tokens at a few depths are all that it gives; "
+                         "expected the network 'linear' or 'linear2' for it, or a CNN for a network that reads early "
+                         "feature maps.")
 
 # %% ../nbs/workshop/10_deeplab.ipynb #1a2b1469
 def create_backbone(

@@ -31,6 +31,7 @@ from .indicators import Truth
 from .options import WORKERS, absolute_paths, check_value, refuse_data_folder
 from .pipeline import _block, _saliency_set, attention_stage, chain, label_stage, own_classes, predict_with
 from .predictions import write_classes
+from .pretraining import initial_stages
 from .processes import is_main, mine, progress_bar, together
 from .pseudo_labels import LABEL_RULES
 from .segmentation import create_segmenter
@@ -251,7 +252,7 @@ class Fit:
     detector: str = "auto"
     no_segmenter: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # stop at the labels, in OUT/labels
     preset: Literal[*PRESETS] = "photographs"  # the configuration that everything else changes
-    rule: Literal[*LABEL_RULES] = "paper"  # label rule that --labels.rule.* changes
+    rule: Literal[*LABEL_RULES] | None = None  # label rule that --labels.rule.* changes; default: the preset's own
     cache: Path | None = None  # folder of all stages; default: ~/.cache/wegformer/stages
     workers: int = 0  # loader processes
 
@@ -275,13 +276,13 @@ class Fit:
 
 # %% ../nbs/workshop/16h_fit.ipynb #51acc545
 def _require_weights(config: Config, fit: Fit) -> None:
-    "InputError where pretrained weights cannot be had; said before saliency maps take their time."
-    if is_done(chain(config).classifier.folder(open_cache(fit.cache))):
+    "InputError where pretrained weights cannot be had; said in a new run before saliency maps take their time."
+    if is_done(chain(config).classifier.folder(open_cache(fit.cache))):  # what came before had them
         return
     if config.classifier.steps:
         create_classifier(config.classifier.model, 1, config.classifier.pretrained, config.classifier.weights,
                           config.classifier.output_stride)
-    if not fit.no_segmenter:
+    if not fit.no_segmenter and not initial_stages(config):
         create_segmenter(config.segmenter, 2)
 
 def _opened(fit: Fit) -> tuple[Config, Dataset, str | None]:

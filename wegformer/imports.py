@@ -50,14 +50,14 @@ def _require_classes(classes: Sequence[str], where: Mapping[str, str]) -> None:
 
 def _require_one(name: str, classes: Sequence[str], place: str) -> None:
     "InputError for a name that says there is nothing, or that is made of other classes' names."
-    table = "--names TABLE (columns name, class)"
+    row = f"a row {name},{name} in --names TABLE (columns name, class) keeps it"
     if name.casefold() in ("none", "nothing", "empty", "no", "n/a", "na", "null", "nan", "-"):
-        raise InputError(f"{place} has the name {name!r}; expected an empty cell where there is none of the classes, "
-                         f"or {table} with what it stands for.")
+        raise InputError(f"{place} has the name {name!r}; expected an empty cell where there is none of the classes "
+                         f"({row}).")
     parts = [part for part in re.split(r"[\s/+&]+|\band\b", name) if part]
     if len(parts) > 1 and set(parts) <= set(classes):
         raise InputError(f"{place} has the name {name!r}, which is made of other classes; expected one of , ; | "
-                         f"between names (--separator names another: space, say), or {table} with what it stands for.")
+                         f"between names (--separator names another: space, say; {row}).")
 
 # %% ../nbs/workshop/12f_imports.ipynb #02ae54c1
 def find_classes(
@@ -76,7 +76,7 @@ def find_classes(
     else:
         listed = found.classes if found.classes is not None else sorted(where)
         classes = tuple(name for name in dict.fromkeys(_meant(name, table) for name in listed) if name)
-        for name in () if found.classes is not None else classes:  # nobody listed them, so they may be anything
+        for name in classes if found.cells else ():
             if name not in table.values():
                 _require_one(name, classes, where[name])
     _require_classes(classes, where)

@@ -140,7 +140,7 @@ def read_csv(folder: Path, options: LayoutOptions, apart: Sequence[Path] = ()) -
     parted = f", {separator!r} between names" if separator else ""
     said = f"table: {table.path.name}, {DELIMITERS.get(delimiter, repr(delimiter))} between columns, {how}{parted}"
     return Found(photographs, (said, *out), (table.path,),
-                 None if column is not None else tuple(table.columns[k] for k in left))
+                 None if column is not None else tuple(table.columns[k] for k in left), cells=column is not None)
 
 # %% ../nbs/workshop/12e_layouts.ipynb #cc12447e
 def _same(paths: dict[str, Path]) -> dict[str, str]:  # id -> the first id of the same content
@@ -341,8 +341,9 @@ def recognise(
                              "(.csv, .tsv), JSON of COCO or labelme, or cls_labels.npy.")
         find_photographs(folder)  # says so where there are none
         known = "; ".join(f"{name}: {layout.known_by}" for name, layout in LAYOUTS.items())
-        raise InputError(f"{folder} has no labels of a known layout; expected --labels FILE.csv, a table of what is on "
-                         f"each photograph, or one of: {known}.")
+        asked = "" if options.labels else "--labels FILE.csv, a table of what is on each photograph, or "
+        place = options.labels or folder
+        raise InputError(f"{place} has no labels of a known layout; expected {asked}one of: {known}.")
     return found[0]
 
 # %% ../nbs/workshop/12e_layouts.ipynb #58275ad0

@@ -75,6 +75,7 @@ class Found:
     classes: tuple[str, ...] | None = None  # in the source's order; None: it has none
     key: Key | None = None  # of its masks
     saliency: tuple[tuple[str, Path], ...] = ()  # name, folder
+    cells: bool = False  # names stood in cells of a table, where several may have been meant by one
 
 # %% ../nbs/workshop/12c_sources.ipynb #5826b9cf
 def _id(name: str, folder: Path) -> str:
@@ -168,7 +169,9 @@ def find(
     where: str,  # the place that names it, for the sentence
 ) -> str | None:  # id; None where no photograph has the name
     "Which photograph is meant; InputError for a path that leaves the folder, or a name that several have."
-    name = _plain(name.replace("\\", "/")).removeprefix(f"{self.folder.absolute().as_posix()}/")
+    name = _plain(name.replace("\\", "/"))
+    for root in (os.path.abspath(self.folder), os.path.realpath(self.folder)):
+        name = name.removeprefix(_plain(root.replace(os.sep, "/")) + "/")
     if name.startswith("/") or ".." in name.split("/") or ":" in name.split("/")[0]:
         raise InputError(f"{where} names {name[:80]!r}, which leaves the folder; "
                          f"expected a path inside {self.folder}.")
@@ -182,7 +185,7 @@ def find(
 @patch
 def near(self: Index, name: str) -> str:
     "A hint, for the sentence: a photograph of this name in other capitals, or with another ending, or not read."
-    if (ending := os.path.splitext(name)[1]) and (self.folder / name).is_file():
+    if (ending := os.path.splitext(name)[1]).lower() in _UNREAD and os.path.isfile(self.folder / name):
         return f" (it is there, but {ending} is not read: convert it to .jpg)"
     wanted = os.path.splitext(_plain(name.replace("\\", "/")).casefold())[0].rpartition("/")[2]
     found = [i for i in self.paths if _plain(i).casefold().rpartition("/")[2] == wanted]
