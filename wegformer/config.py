@@ -198,7 +198,7 @@ _SMOKE = _TOY | {
 }
 
 # %% ../nbs/workshop/12_config.ipynb #02ae54a1
-_PHOTOGRAPHS = {  # some hundred photographs of one's own in a quarter of an hour on two cores
+_PHOTOGRAPHS = {  # some hundred photographs of one's own, few steps: two cores will do
     "data.train_split": "train",
     "classifier.model": "vit_small_patch14_dinov2.lvd142m", "classifier.steps": 240, "classifier.batch_size": 16,
     "classifier.lr": 1e-4, "classifier.head_lr": 10.0, "classifier.layer_decay": 0.8, "classifier.frozen_blocks": 6,
@@ -214,6 +214,7 @@ _PHOTOGRAPHS = {  # some hundred photographs of one's own in a quarter of an hou
     "segmenter.optimizer": "adamw", "segmenter.lr": 1e-3, "segmenter.weight_decay": 0.01,
     "segmenter.test_scales": (0.75,), "segmenter.crf": False,
 }
+_DRAWN = ("toy", "smoke")  # whose networks start from drawings
 # what each changes in Config(), by dotted name
 PRESETS = {"toy": _TOY, "smoke": _SMOKE, "voc": {}, "photographs": _PHOTOGRAPHS}
 
@@ -231,7 +232,7 @@ def network_recipe(
     network: Literal[*RECIPES],
 ) -> dict[str, Any]:  # dotted name -> value
     "What another segmentation network changes."
-    if preset_name not in ("toy", "smoke"):
+    if preset_name not in _DRAWN:
         return {f"segmenter.{name}": value for name, value in RECIPES[network].items()}
     if network == "largefov":
         return {"segmenter.network": "deeplabv2", "segmenter.backbone": "vgg_toy", "segmenter.atrous_rates": (2,)}
@@ -248,7 +249,7 @@ def cnn_baseline(
               # a ViT's, where they are set
               "classifier.frozen_blocks": 0, "classifier.layer_decay": 1.0, "attention.affinity": 0,
               "attention.times": None}
-    if preset_name in ("toy", "smoke") and model is None:
+    if preset_name in _DRAWN and model is None:
         values |= {"classifier.model": "resnet_toy", "classifier.output_stride": 8}
     return values | ({"classifier.weights": weights} if weights else {})
 

@@ -178,6 +178,14 @@ def fit_stages(
     return stages
 
 # %% ../nbs/workshop/16h_fit.ipynb #b0387bde
+def _keep(source: Path, target: Path) -> Path:  # the target
+    "A copy in the run's folder, so that the cache may go; left alone where it is there already."
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        with atomic_write(target) as handle:
+            handle.write(content)
+    return target
+
 def gather_masks(
     made: Mapping[str, Path],  # folders of the stages
     lists: Mapping[str, VOCDataset],  # stage -> photographs
@@ -187,18 +195,9 @@ def gather_masks(
     count = 0
     for stage, voc in lists.items():
         for name in voc.ids if stage in made else ():
-            content, target = (made[stage] / f"{name}.png").read_bytes(), out / f"{name}.png"
-            if not target.is_file() or target.read_bytes() != content:
-                with atomic_write(target) as handle:
-                    handle.write(content)
+            _keep(made[stage] / f"{name}.png", out / f"{name}.png")
             count += 1
     return count
-
-def _keep_network(segmenter: Path, out: Path) -> Path:
-    "A copy in the run's folder, so that the cache may go."
-    with atomic_write(out / "segmenter.safetensors") as handle:
-        handle.write((segmenter / "model.safetensors").read_bytes())
-    return out / "segmenter.safetensors"
 
 def _samples(made: Mapping[str, Path], train: VOCDataset, val: VOCDataset, evidence: Mapping, config: Config) -> list:
     "The photographs that the page shows, and how they were chosen."
@@ -357,6 +356,6 @@ def _write(
     print("\n".join([*warnings, *scrolled_away, verdict.headline]))
     write_classes(train.classes, fit.out / names[0], overwrite=True)
     if "segmenter" in made:
-        network = _keep_network(made["segmenter"], fit.out)
+        network = _keep(made["segmenter"] / "model.safetensors", fit.out / "segmenter.safetensors")
         print(f"for other photographs: wegformer predict PHOTOGRAPHS --segmenter {network}")
     print(f"{where} How far to trust them: {page}")

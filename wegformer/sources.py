@@ -151,6 +151,7 @@ class Index:
         apart: Sequence[Path] = (),  # folders inside it that hold other pictures
     ):
         self.folder, self.paths = Path(folder), find_photographs(folder, apart)
+        self._roots = [_plain(path(folder).replace(os.sep, "/")) + "/" for path in (os.path.abspath, os.path.realpath)]
         self._whole: dict[str, str] = {}  # path, with its ending or without -> id
         self._bare: dict[str, list[str]] = {}  # name without folders, the same -> ids
         for image, path in self.paths.items():
@@ -170,8 +171,8 @@ def find(
 ) -> str | None:  # id; None where no photograph has the name
     "Which photograph is meant; InputError for a path that leaves the folder, or a name that several have."
     name = _plain(name.replace("\\", "/"))
-    for root in (os.path.abspath(self.folder), os.path.realpath(self.folder)):
-        name = name.removeprefix(_plain(root.replace(os.sep, "/")) + "/")
+    for root in self._roots:
+        name = name.removeprefix(root)
     if name.startswith("/") or ".." in name.split("/") or ":" in name.split("/")[0]:
         raise InputError(f"{where} names {name[:80]!r}, which leaves the folder; "
                          f"expected a path inside {self.folder}.")

@@ -138,6 +138,11 @@ def _pairs(names: Sequence[str], labels: torch.Tensor, readings: Sequence[Readin
     return [row for row in rows if row["one"] != row["other"]]
 
 # %% ../nbs/workshop/16f_verdict.ipynb #facbbfb9
+def _counted(labels: torch.Tensor, names: Sequence[str]) -> dict[str, dict]:  # class -> indicator -> value
+    "What labels alone tell of each class; who is always alone has nobody to be parted from."
+    found = {name: asdict(one) for name, one in count_classes(labels, names).items()}
+    return {name: {k: v for k, v in one.items() if one["companion"] or k != "parted"} for name, one in found.items()}
+
 def _by_class(
     names: Sequence[str],
     labels: torch.Tensor,  # (photographs, C) of train
@@ -146,11 +151,9 @@ def _by_class(
     readings: Sequence[Reading],
 ) -> dict[str, dict]:  # class -> indicator -> value
     "All that is known of each class."
-    averages, counts, classes = means(readings), count_classes(labels, names), {}
+    averages, counts, classes = means(readings), _counted(labels, names), {}
     for name, shown in zip(names, held.sum(0).long().tolist()):
-        classes[name] = asdict(counts[name]) | dict(holdout=shown) | of_classifier[name] | averages.get(name, {})
-        if counts[name].companion is None:  # it is always alone: there is nobody to be parted from
-            classes[name].pop("parted")
+        classes[name] = counts[name] | dict(holdout=shown) | of_classifier[name] | averages.get(name, {})
     return classes
 
 def _by_photograph(readings: Iterable[Reading], indicator: str) -> dict[str, dict[str, float]]:
@@ -206,9 +209,7 @@ def told_by_labels(
     train: VOCDataset,
 ) -> tuple[str, ...]:  # one for each class that labels alone speak against
     "What is known before anything is trained."
-    counts = count_classes(_labels(train), train.classes[1:])
-    found = {name: _judged({key: value for key, value in asdict(one).items() if one.companion or key != "parted"})
-             for name, one in counts.items()}
+    found = {name: _judged(values) for name, values in _counted(_labels(train), train.classes[1:]).items()}
     return tuple(f"{name}: {GRADES[grade]}, by the labels alone: {'; '.join(reasons)}"
                  for name, (grade, reasons) in found.items() if grade)
 
